@@ -1,0 +1,51 @@
+# Every target works on a fresh machine with Python 3.10+ and make; nothing else is assumed.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# The release this project is tested with; `make TORCH=torch==2.11.0 test` tries another.
+TORCH  ?= torch==2.13.0
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+
+help: ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version) if sys.version_info < (3, 10) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" setuptools
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	@touch $@
+
+setup: $(STAMP) ## make .venv and install
+
+demo: $(STAMP) ## fc_mnist on real digits: validate, compile, train in both modes, eval
+	$(BIN)/python examples/fc_mnist/demo.py
+
+test: $(STAMP) ## the tests (under five minutes on two cores)
+	$(BIN)/python -m pytest
+
+test-all: $(STAMP) ## the tests, slow ones too
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: $(STAMP) ## ruff: style and format
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+
+types: $(STAMP) ## pyright, strict
+	$(BIN)/python -m pyright
+
+layers: $(STAMP) ## the import contract
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## let ruff rewrite what it can
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+ci: lint types layers test ## what CI runs
+
+clean: ## remove .venv and build leftovers
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache
+
+.PHONY: help setup demo test test-all lint types layers format ci clean

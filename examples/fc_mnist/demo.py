@@ -1,0 +1,57 @@
+"""The whole path on one page: validate, compile, train in both modes, evaluate, summary.
+
+Runs this folder's run.py as a user would, on the digits that scikit-learn ships.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+OUT = ROOT / "runs" / "demo"
+
+
+def step(title, *flags, model_dir):
+    command = [sys.executable, str(HERE / "run.py"), "--params", str(HERE / "configs/params.yaml")]
+    command += ["--model_dir", str(model_dir), "--no_autoresume", *flags]
+    print(f"\n--- {title}\n$ python run.py --params configs/params.yaml {' '.join(flags)}", flush=True)
+    began = time.perf_counter()
+    subprocess.run(command, check=True)
+    return time.perf_counter() - began
+
+
+def last_line(path):
+    return json.loads(path.read_text().splitlines()[-1])
+
+
+def main():
+    pipelined, streamed = OUT / "layer_pipelined", OUT / "weight_streaming"
+    train = ("--mode", "train", "--cs_ip", "local", "--execution_mode")
+    began = time.perf_counter()
+    step("validate", "--mode", "train", "--validate_only", model_dir=pipelined)
+    step("compile", "--mode", "train", "--compile_only", model_dir=pipelined)
+    step("train, layer pipelined", *train, "layer_pipelined", model_dir=pipelined)
+    step("train, weight streaming", *train, "weight_streaming", model_dir=streamed)
+    checkpoint = max(pipelined.glob("checkpoint_*.mdl"), key=lambda path: path.stat().st_mtime)
+    evaluate = ("--mode", "eval", "--cs_ip", "local", "--checkpoint_path", str(checkpoint))
+    step("evaluate on the held-out digits", *evaluate, model_dir=pipelined)
+
+    losses = [last_line(folder / "train/metrics.jsonl")["loss"] for folder in (pipelined, streamed)]
+    evaluation = last_line(pipelined / "eval/metrics.jsonl")
+    figures = json.loads((pipelined / "performance/performance.json").read_text())
+    report = next(iter(sorted(pipelined.glob("cs_*/report.html"))))
+    print("\n--- summary")
+    print(f"loss, layer pipelined     {losses[0]:.6f}")
+    print(f"loss, weight streaming    {losses[1]:.6f}   ({'the same' if losses[0] == losses[1] else 'different'})")
+    print(f"accuracy, held-out digits {evaluation['accuracy']:.1%}")
+    print(f"measured here             {figures['samples_per_sec']:,.0f} samples/s")
+    print(f"predicted for the wafer   {figures['est_samples_per_sec']:,.0f} samples/s")
+    print(f"time                      {time.perf_counter() - began:.0f} s")
+    print(f"report                    {report}")
+
+
+if __name__ == "__main__":
+    main()

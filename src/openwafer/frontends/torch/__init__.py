@@ -1,0 +1,1 @@
+"""The PyTorch frontend: `run()`, `PyTorchBaseModel`, metrics, and the capture into a Program."""

@@ -1,0 +1,210 @@
+"""Metrics of the documented PyTorch API: a graph part and a host part.
+
+Decides how a metric's device outputs reach the host: in an ordinary run at once, during a capture
+as further outputs of the graph, which the executor hands back after each step. Does not decide when
+metrics are reset or written (train/).
+
+Source of names and behaviour: CS-2 software 1.6 documentation, `CBMetric` and friends.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+__all__ = [
+    "AccuracyMetric",
+    "CBMetric",
+    "DeviceOutputs",
+    "PerplexityMetric",
+    "compute_all_metrics",
+    "get_all_metrics",
+    "reset_all_metrics",
+]
+
+_registry: dict[str, CBMetric] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceOutputs:
+    """What `update_on_device` gives: the tensors for `update_on_host`, by position and by name."""
+
+    args: Sequence[torch.Tensor] = ()
+    kwargs: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def flat(self) -> tuple[torch.Tensor, ...]:
+        return (*self.args, *self.kwargs.values())
+
+
+@dataclass(slots=True)
+class _Capture:
+    """The metrics called while a model is captured, in call order."""
+
+    calls: list[tuple[CBMetric, tuple[torch.Tensor, ...]]] = field(default_factory=list)
+
+
+_capture: ContextVar[_Capture | None] = ContextVar("metric_capture", default=None)
+
+
+@contextmanager
+def capture_metrics() -> Iterator[list[tuple[CBMetric, tuple[torch.Tensor, ...]]]]:
+    """Collect metric calls instead of running their host part; gives the list of calls."""
+    capture = _Capture()
+    token = _capture.set(capture)
+    try:
+        yield capture.calls
+    finally:
+        _capture.reset(token)
+
+
+class CBMetric(ABC):
+    """A metric with state on the host.
+
+    Subclasses override `init_state`, `update_on_host`, `compute`, and `update_on_device` where
+    part of the work belongs in the graph. A name that is taken gets a number appended.
+    """
+
+    def __init__(self, name: str | None = None) -> None:
+        base = name or type(self).__name__
+        unique, count = base, 0
+        while unique in _registry:
+            count += 1
+            unique = f"{base}_{count}"
+        self._name = unique
+        self._num_updates = 0
+        self._host_kwargs: tuple[str, ...] = ()
+        _registry[unique] = self
+        self.init_state()
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def num_updates(self) -> int:
+        return self._num_updates
+
+    def init_state(self) -> None:
+        """Set the state to its initial value."""
+        return None
+
+    def reset_state(self) -> None:
+        self.init_state()
+
+    def reset(self) -> None:
+        """Forget every update."""
+        self._num_updates = 0
+        self.reset_state()
+
+    def update_on_device(self, *args: Any, **kwargs: Any) -> DeviceOutputs:
+        """The part that runs in the graph; by default everything is passed to the host."""
+        return DeviceOutputs(args=list(args), kwargs=kwargs)
+
+    @abstractmethod
+    def update_on_host(self, *args: Any, **kwargs: Any) -> None:
+        """The part that runs on the host, on CPU tensors."""
+
+    @abstractmethod
+    def compute(self) -> float:
+        """The metric's value over all updates since the last reset."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        outputs = self.update_on_device(*args, **kwargs)
+        self._host_kwargs = tuple(outputs.kwargs)
+        capture = _capture.get()
+        if capture is not None:
+            capture.calls.append((self, outputs.flat()))
+            return
+        self.update_from_device(outputs.flat())
+
+    def update_from_device(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Run the host part on the flat tensors of one step (positional ones first)."""
+        host = [tensor.detach().cpu() for tensor in tensors]
+        split = len(host) - len(self._host_kwargs)
+        self.update_on_host(*host[:split], **dict(zip(self._host_kwargs, host[split:], strict=True)))
+        self._num_updates += 1
+
+
+class AccuracyMetric(CBMetric):
+    """Share of predictions that equal their labels; `weights` (0 or 1) can leave entries out."""
+
+    def init_state(self) -> None:
+        self.total_correct = 0.0
+        self.total = 0.0
+
+    def update_on_device(
+        self,
+        labels: torch.Tensor,
+        predictions: torch.Tensor,
+        weights: torch.Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> DeviceOutputs:
+        correct = (labels == predictions).to(torch.float32)
+        if weights is None:
+            return DeviceOutputs(args=[correct.sum(), torch.ones_like(correct).sum()])
+        weights = weights.to(torch.float32)
+        return DeviceOutputs(args=[(correct * weights).sum(), weights.sum()])
+
+    def update_on_host(self, correct: torch.Tensor, count: torch.Tensor) -> None:
+        self.total_correct += float(correct)
+        self.total += float(count)
+
+    def compute(self) -> float:
+        return self.total_correct / self.total if self.total else 0.0
+
+
+class PerplexityMetric(CBMetric):
+    """exp(total loss / number of tokens); call with `labels` and the summed `loss`.
+
+    `weights` (0 or 1) can leave tokens out of the count.
+    """
+
+    def init_state(self) -> None:
+        self.total_loss = 0.0
+        self.num_tokens = 0.0
+
+    def update_on_device(
+        self,
+        labels: torch.Tensor,
+        loss: torch.Tensor,
+        weights: torch.Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> DeviceOutputs:
+        counted = torch.ones_like(labels, dtype=torch.float32) if weights is None else weights
+        return DeviceOutputs(args=[loss.to(torch.float32), counted.to(torch.float32).sum()])
+
+    def update_on_host(self, loss: torch.Tensor, num_tokens: torch.Tensor) -> None:
+        self.total_loss += float(loss)
+        self.num_tokens += float(num_tokens)
+
+    def compute(self) -> float:
+        if not self.num_tokens:
+            return 0.0
+        return float(torch.exp(torch.tensor(self.total_loss / self.num_tokens)))
+
+
+def get_all_metrics() -> dict[str, CBMetric]:
+    """All metrics made so far, by name."""
+    return dict(_registry)
+
+
+def compute_all_metrics() -> dict[str, float]:
+    """The value of every metric that was updated since its last reset."""
+    return {name: metric.compute() for name, metric in _registry.items() if metric.num_updates}
+
+
+def reset_all_metrics() -> None:
+    """Reset every metric."""
+    for metric in _registry.values():
+        metric.reset()
+
+
+def forget_all_metrics() -> None:
+    """Drop every metric, so that a second model in this process gets the plain names again."""
+    _registry.clear()

@@ -1,0 +1,168 @@
+"""The plain PyTorch loop's step: eager forward, autograd, a torch optimizer.
+
+Decides how a step runs without the compiler. It is what a user gets without `--cs_ip`, and the
+reference that both execution modes are tested against, so it shares with them only what defines the
+numbers: random draws, clipping and scaling, and the optimizer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from openwafer.config.optimizer import OptimizerConfig
+from openwafer.frontends.torch.capture import extract_loss
+from openwafer.frontends.torch.metrics import capture_metrics
+from openwafer.optim.build import build_optimizer, set_learning_rate
+from openwafer.optim.state import load_optimizer_state, optimizer_state
+from openwafer.runtime.executor import Batch, Executor, ModelState, StepResult
+from openwafer.runtime.randomness import DrawKey, KeyedDraws
+from openwafer.runtime.update import UpdateRule
+from openwafer.runtime.workload import mean_of
+
+__all__ = ["PlainExecutor"]
+
+Metrics = dict[str, list[tuple[torch.Tensor, ...]]]
+
+
+class PlainExecutor(Executor):
+    """Steps of ordinary PyTorch on one device.
+
+    Args:
+        model: the module that holds the weights.
+        call: the user's `model(batch)`, giving the loss or an output with it.
+        modules: every module `call` runs, put into training or evaluation mode together.
+        optimizer: None for evaluation only.
+        autocast_dtype: 16-bit compute; None computes in fp32.
+        guard_loss: stop before the update when a loss is not finite.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        call: Callable[[Batch], Any],
+        modules: Sequence[nn.Module],
+        *,
+        optimizer: OptimizerConfig | None,
+        learning_rate_at: Callable[[int], float],
+        device: torch.device,
+        seed: int,
+        autocast_dtype: torch.dtype | None = None,
+        guard_loss: bool = True,
+    ) -> None:
+        self._model, self._call, self._modules = model, call, tuple(modules)
+        self._learning_rate_at, self._device, self._seed = learning_rate_at, device, seed
+        self._autocast_dtype, self._guard_loss = autocast_dtype, guard_loss
+        self._trained = {n: w for n, w in model.named_parameters() if w.requires_grad}
+        self._rule = UpdateRule(optimizer) if optimizer else None
+        self._optimizer = build_optimizer(optimizer, self._trained) if optimizer else None
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(self._device.type, self._autocast_dtype)
+
+    def _to_device(self, batch: Batch) -> Batch:
+        def move(leaf: Any) -> Any:
+            return leaf.to(self._device) if isinstance(leaf, torch.Tensor) else leaf
+
+        return pytree.tree_map(move, batch)
+
+    def _forward(self, batch: Batch, *, step: int, index: int, metrics: Metrics) -> torch.Tensor:
+        key = DrawKey(self._seed, step, index, 0)
+        with capture_metrics() as calls, KeyedDraws(key), self._autocast():
+            loss = extract_loss(self._call(self._to_device(batch)))
+        for metric, tensors in calls:
+            detached = tuple(tensor.detach() for tensor in tensors)
+            metrics.setdefault(metric.name, []).append(detached)
+        return loss.reshape(())
+
+    def _set_training(self, training: bool) -> None:
+        for module in self._modules:
+            module.train(training)
+
+    def train_step(self, microbatches: Sequence[Batch], *, step: int) -> StepResult:
+        rule, optimizer = self._rule, self._optimizer
+        assert rule is not None
+        assert optimizer is not None
+        self._set_training(True)
+        optimizer.zero_grad(set_to_none=True)
+        scale, metrics = rule.loss_scale, Metrics()
+        losses: list[torch.Tensor] = []
+        for index, batch in enumerate(microbatches):
+            loss = self._forward(batch, step=step, index=index, metrics=metrics)
+            losses.append(loss)
+            if self._guard_loss and not bool(torch.isfinite(loss)):
+                optimizer.zero_grad(set_to_none=True)
+                return StepResult(loss=loss.detach().cpu(), applied=False)
+            loss.backward(torch.full_like(loss, scale / len(microbatches)))
+        grads = {n: w.grad for n, w in self._trained.items() if w.grad is not None}
+        rule.unscale_(list(grads.values()))
+        decision = rule.decide(rule.norms(grads), list(self._trained))
+        if decision.apply:
+            rule.clip_(list(grads.values()), decision)
+            set_learning_rate(optimizer, self._learning_rate_at(step))
+            optimizer.step()
+        return StepResult(
+            loss=mean_of(losses),
+            applied=decision.apply,
+            grad_norm=decision.grad_norm,
+            loss_scale=scale if rule.scales_loss else None,
+            metrics=metrics,
+        )
+
+    def eval_step(self, batch: Batch, *, step: int) -> StepResult:
+        self._set_training(False)
+        metrics = Metrics()
+        with torch.no_grad():
+            loss = self._forward(batch, step=step, index=0, metrics=metrics)
+        return StepResult(loss=loss.detach().cpu(), metrics=metrics)
+
+    def state(self) -> ModelState:
+        optimizer = optimizer_state(self._optimizer) if self._optimizer else {}
+        return ModelState(
+            model={n: t.detach().cpu().clone() for n, t in self._model.state_dict().items()},
+            optimizer={
+                name: {
+                    key: value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
+                    for key, value in entries.items()
+                }
+                for name, entries in optimizer.items()
+            },
+            loss_scale=self._rule.state() if self._rule else {},
+        )
+
+    def load_state(self, state: ModelState, *, weights_only: bool = False) -> None:
+        self._model.load_state_dict(state.model, strict=False)
+        if weights_only or self._optimizer is None or self._rule is None:
+            return
+        if state.optimizer:
+            load_optimizer_state(self._optimizer, None, state.optimizer)
+        self._rule.load_state(state.loss_scale)
+
+    def explain_nonfinite(self, microbatches: Sequence[Batch], *, step: int) -> str:
+        """Name the first module whose output is not finite, by forward hooks."""
+        found: list[str] = []
+
+        def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
+            def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+                leaves = [t for t in pytree.tree_leaves(output) if isinstance(t, torch.Tensor)]
+                if any(t.is_floating_point() and not bool(t.isfinite().all()) for t in leaves):
+                    found.append(f"module {name or '(top)'} ({type(module).__name__})")
+
+            return hook
+
+        handles = [m.register_forward_hook(look(n)) for n, m in self._model.named_modules()]
+        try:
+            with torch.no_grad():
+                for index, batch in enumerate(microbatches):
+                    self._forward(batch, step=step, index=index, metrics={})
+        finally:
+            for handle in handles:
+                handle.remove()
+        return f"{found[0]}: its output is the first that is not finite" if found else "the loss"

@@ -1,0 +1,181 @@
+"""A Program as a list of layers that can be run one at a time.
+
+Decides how values travel between layers: what a layer reads, what it leaves for later layers, when
+a value is no longer needed, and which random draws are its own. Does not decide the order in which
+microbatches and layers are visited, nor where weights are: that is what the two executors are for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from openwafer.errors import DataError
+from openwafer.graph.program import Program, Site, site_of
+from openwafer.plan.layers import Layer
+from openwafer.runtime.lower import Autocast, LayerFunctions, lower_layer
+from openwafer.runtime.randomness import DrawKey
+
+__all__ = ["CompiledLayer", "CompiledModel", "Gradients", "Values", "compile_layers"]
+
+Values = dict[str, torch.Tensor]
+"""Node name → tensor: what one microbatch has computed so far and still needs."""
+
+Gradients = dict[str, torch.Tensor]
+"""Node name → gradient of the loss by that node, for one microbatch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledLayer:
+    """A layer with its functions.
+
+    first_draw: ordinal of its first random draw.
+    spent: values that no later layer reads, so they go once this layer has run forward.
+    buffer_updates: (output node, buffer node) pairs that it writes.
+    site: where in the user's code it begins, for messages.
+    """
+
+    layer: Layer
+    functions: LayerFunctions
+    first_draw: int
+    spent: tuple[str, ...]
+    buffer_updates: tuple[tuple[str, str], ...]
+    site: Site
+
+    def forward(
+        self,
+        key: DrawKey,
+        weights: Sequence[torch.Tensor],
+        buffers: dict[str, torch.Tensor],
+        values: Values,
+    ) -> Sequence[torch.Tensor]:
+        """Run forward on one microbatch; gives what backward needs. Changes `values`, `buffers`."""
+        inputs = [buffers[name] for name in self.layer.buffers]
+        inputs += [values[name] for name in self.layer.inputs]
+        outputs, saved = self.functions.forward(key.at(self.first_draw), weights, inputs)
+        values.update(zip(self.layer.outputs, outputs, strict=True))
+        for output, buffer in self.buffer_updates:
+            buffers[buffer] = values[output]
+        for name in self.spent:
+            values.pop(name, None)
+        return saved
+
+    def backward(
+        self,
+        weights: Sequence[torch.Tensor],
+        saved: Sequence[torch.Tensor],
+        gradients: Gradients,
+    ) -> Sequence[torch.Tensor | None]:
+        """Run backward on one microbatch; gives the weights' gradients. Changes `gradients`."""
+        functions = self.functions
+        grad_outputs = [
+            gradients.pop(name)
+            for name, wanted in zip(self.layer.outputs, functions.grad_outputs, strict=True)
+            if wanted
+        ]
+        grad_weights, grad_inputs = functions.backward(weights, saved, grad_outputs)
+        for name, grad in zip(
+            [*self.layer.buffers, *self.layer.inputs], grad_inputs, strict=True
+        ):
+            if grad is not None:
+                gradients[name] = gradients[name] + grad if name in gradients else grad
+        return grad_weights
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledModel:
+    """A Program ready to be run by an executor."""
+
+    program: Program
+    layers: tuple[CompiledLayer, ...]
+
+    def feed(self, batch_leaves: Mapping[str, Any], device: torch.device) -> Values:
+        """The batch's tensors by node name, on the device.
+
+        Raises:
+            DataError: the batch has other entries or shapes than the example it was compiled for.
+        """
+        values: Values = {}
+        for entry in self.program.inputs:
+            value = batch_leaves.get(entry.path)
+            if not isinstance(value, torch.Tensor):
+                raise DataError(
+                    f"the batch has no tensor at {entry.path}",
+                    allowed=f"the entries of the first batch: {', '.join(self._paths())}",
+                    hint="let the data loader yield the same structure every time",
+                )
+            if tuple(value.shape) != entry.spec.shape:
+                raise DataError(
+                    f"batch entry {entry.path} has shape {tuple(value.shape)}",
+                    allowed=f"{entry.spec.shape}, the shape that the model was compiled for",
+                    hint="drop the incomplete last batch (drop_last=True) and pad to one length",
+                )
+            values[entry.node] = value.to(device=device, dtype=entry.spec.torch_dtype)
+        return values
+
+    def _paths(self) -> list[str]:
+        return [entry.path for entry in self.program.inputs]
+
+    def seed_gradients(self, values: Mapping[str, torch.Tensor], scale: float) -> Gradients:
+        """The gradient to begin backward with: `scale` for the loss, zero for other results."""
+        gradients: Gradients = {}
+        for compiled in self.layers:
+            outputs = zip(
+                compiled.layer.outputs, compiled.functions.grad_outputs, strict=True
+            )
+            for name, wanted in outputs:
+                if not wanted or name not in values:
+                    continue
+                value = values[name]
+                gradients[name] = (
+                    torch.full_like(value, scale)
+                    if name == self.program.loss
+                    else torch.zeros_like(value)
+                )
+        return gradients
+
+    def metric_values(
+        self, values: Mapping[str, torch.Tensor]
+    ) -> dict[str, list[tuple[torch.Tensor, ...]]]:
+        """Per metric, the tensors for its host part, once for each time the model called it."""
+        found: dict[str, list[tuple[torch.Tensor, ...]]] = {}
+        for output in self.program.metrics:
+            found.setdefault(output.metric, []).append(tuple(values[n] for n in output.nodes))
+        return found
+
+
+def compile_layers(
+    program: Program, layers: Sequence[Layer], *, autocast: Autocast | None = None
+) -> CompiledModel:
+    """Lower each distinct structure once and link the layers."""
+    lowered: dict[str, LayerFunctions] = {}
+    nodes = {node.name: node for node in program.graph.nodes}
+    keep = {program.loss, *(n for metric in program.metrics for n in metric.nodes)}
+    last_reader = {name: layer.name for layer in layers for name in layer.inputs}
+    updates = {b.update: b.node for b in program.buffers if b.update}
+    compiled: list[CompiledLayer] = []
+    first_draw = 0
+    for layer in layers:
+        if layer.structure not in lowered:
+            lowered[layer.structure] = lower_layer(program, layer, autocast=autocast)
+        functions = lowered[layer.structure]
+        candidates = (*layer.inputs, *layer.outputs)
+        compiled.append(
+            CompiledLayer(
+                layer=layer,
+                functions=functions,
+                first_draw=first_draw,
+                spent=tuple(
+                    name
+                    for name in candidates
+                    if name not in keep and last_reader.get(name, layer.name) == layer.name
+                ),
+                buffer_updates=tuple((n, updates[n]) for n in layer.outputs if n in updates),
+                site=site_of(nodes[layer.nodes[0]]),
+            )
+        )
+        first_draw += functions.num_draws
+    return CompiledModel(program=program, layers=tuple(compiled))

@@ -1,0 +1,62 @@
+"""What coordinator and workers say to each other, and what the coordinator remembers of it.
+
+Decides the messages and the values that hold their content. Does not send or wait.
+
+Messages to a worker:   {"do": "describe", "mode"}, {"do": "open", "stream", "mode", "epoch",
+                        "start", "credit"}, {"do": "more", "stream"}, {"do": "close", "stream"},
+                        {"do": "stop"}
+Messages from a worker: {"is": "hello", "host", "pid"}, {"is": "described", "mode", "num_batches",
+                        "already_sharded"}, {"is": "batch", "stream", "number"} with the batch,
+                        {"is": "end", "stream"}, {"is": "failed", "error", "where"}
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from openwafer.streaming import wire
+from openwafer.streaming.source import Mode
+
+__all__ = ["END", "Description", "OpenStream", "WorkerLink"]
+
+END = object()
+"""Stands for the batch after a worker's last one in an epoch."""
+
+
+@dataclass(slots=True, eq=False)
+class WorkerLink:
+    """One connected worker."""
+
+    rank: int
+    connection: socket.socket
+    address: str
+    name: str
+    last_batch: str = "none"
+    waited_seconds: float = 0.0
+    send_lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def send(self, message: dict[str, Any]) -> None:
+        with self.send_lock:
+            wire.send_message(self.connection, message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What a worker says about its data for one mode."""
+
+    num_batches: int | None
+    already_sharded: bool
+
+
+@dataclass(slots=True, eq=False)
+class OpenStream:
+    """One open epoch: what has come from each rank and is not consumed."""
+
+    number: int
+    mode: Mode
+    epoch: int
+    waiting: dict[int, deque[Any]]

@@ -1,0 +1,381 @@
+"""Task 0's side of streaming: batches from the workers, in order.
+
+Decides the conversation with the workers, what is held in memory, and when a worker counts as
+lost. Batch k of an epoch comes from worker `k % num_workers`. Each open epoch gives every worker
+credit for a few batches; one more for each that is consumed. A worker without credit loads
+nothing, so memory is bounded, receiving threads never stand still, and a lost worker is noticed
+whatever the training loop is doing. Does not decide who may connect (`admission.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, TypeVar
+
+from openwafer.errors import StreamingError
+from openwafer.streaming import wire
+from openwafer.streaming.admission import Admission
+from openwafer.streaming.conversation import END, Description, OpenStream, WorkerLink
+from openwafer.streaming.settings import StreamSettings
+from openwafer.streaming.source import Batch, Mode
+
+__all__ = ["Coordinator", "CoordinatorSource"]
+
+
+_logger = logging.getLogger("openwafer.streaming")
+_T = TypeVar("_T")
+
+
+class Coordinator:
+    """Listens for the workers of a run and gives their batches as `BatchSource`s.
+
+    Listens from the start, so that workers may connect while the model compiles.
+
+    Args:
+        address: `host:port`, as `--cs_ip`; port 0 takes a free one.
+        num_workers: the tasks that stream.
+        secret: the run's (`auth.run_secret`).
+
+    Raises:
+        ConfigError: `address` is not one.
+        StreamingError: the address cannot be listened at.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        num_workers: int,
+        secret: bytes,
+        *,
+        settings: StreamSettings = StreamSettings(),  # noqa: B008 (frozen)
+    ) -> None:
+        assert num_workers >= 1, "without workers there is nothing to coordinate"
+        self._num_workers = num_workers
+        self._settings = settings
+        self._changed = threading.Condition()
+        self._workers: dict[int, WorkerLink] = {}
+        self._descriptions: dict[tuple[Mode, int], Description] = {}
+        self._streams: dict[int, OpenStream] = {}
+        self._next_stream = 0
+        self._failure: StreamingError | None = None
+        self._closing = False
+        self._ready = False
+        self._threads: list[threading.Thread] = []
+        self._admission = Admission(address, num_workers, secret, settings, self._on_admitted)
+
+    @property
+    def address(self) -> str:
+        """`host:port` where it listens."""
+        return self._admission.address
+
+    @property
+    def waited_seconds(self) -> dict[int, float]:
+        """Per worker's rank, how long the training loop has waited for its batches."""
+        with self._changed:
+            return {rank: worker.waited_seconds for rank, worker in sorted(self._workers.items())}
+
+    def source(self, mode: Mode) -> CoordinatorSource:
+        """The batches of one mode. Several sources may be in use, each at its own place."""
+        return CoordinatorSource(self, mode)
+
+    def wait_for_workers(self) -> None:
+        """Return when all workers are connected.
+
+        Raises:
+            StreamingError: some are missing after `join_timeout_seconds` (named), or one that was
+                there is lost.
+        """
+        if self._ready:
+            return
+        _logger.info("Waiting for %d streamer(s) to prime the data pipeline", self._num_workers)
+        deadline = time.monotonic() + self._settings.join_timeout_seconds
+        with self._changed:
+            while len(self._workers) < self._num_workers:
+                self._raise_failure()
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    raise self._missing()
+                self._changed.wait(remaining)
+        self._ready = True
+        _logger.info("Streamers are ready")
+
+    def close(self) -> None:
+        """Tell the workers to stop and close all connections. Safe to call twice."""
+        with self._changed:
+            if self._closing:
+                return
+            self._closing = True
+            workers = list(self._workers.values())
+        self._admission.close()
+        for worker in workers:
+            with contextlib.suppress(OSError):
+                worker.connection.settimeout(self._settings.close_timeout_seconds)
+                worker.send({"do": "stop"})
+                worker.connection.shutdown(socket.SHUT_WR)
+        deadline = time.monotonic() + self._settings.close_timeout_seconds
+        for thread in self._threads:
+            thread.join(max(deadline - time.monotonic(), 0))
+        for worker in workers:
+            with contextlib.suppress(OSError):
+                worker.connection.shutdown(socket.SHUT_RDWR)
+            worker.connection.close()
+
+    def __enter__(self) -> Coordinator:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # What CoordinatorSource uses.
+
+    def describe(self, mode: Mode) -> dict[int, Description]:
+        """What each worker says about its data for `mode`; asked once.
+
+        Raises:
+            StreamingError: a worker failed, or the workers do not see the same data.
+        """
+        self.wait_for_workers()
+        ranks = range(1, self._num_workers + 1)
+        if (mode, 1) not in self._descriptions:
+            for rank in ranks:
+                self._send(rank, {"do": "describe", "mode": mode})
+        found = {
+            rank: self._await(rank, lambda rank=rank: self._descriptions.get((mode, rank)))
+            for rank in ranks
+        }
+        lengths = {rank: d.num_batches for rank, d in found.items() if not d.already_sharded}
+        if len(set(lengths.values())) > 1:
+            raise StreamingError(
+                f"the workers do not see the same {mode} data: batches per epoch by rank {lengths}",
+                hint="every task must make the same dataset, or take its own part of it with"
+                " num_streamers() and get_streaming_rank()",
+            )
+        return found
+
+    def open_stream(self, mode: Mode, epoch: int, start: int) -> OpenStream:
+        self.describe(mode)
+        with self._changed:
+            for older in [s for s in self._streams.values() if s.mode == mode]:
+                del self._streams[older.number]
+            ranks = range(1, self._num_workers + 1)
+            waiting: dict[int, deque[Any]] = {rank: deque() for rank in ranks}
+            stream = OpenStream(self._next_stream, mode, epoch, waiting)
+            self._next_stream += 1
+            self._streams[stream.number] = stream
+        message = {"do": "open", "stream": stream.number, "mode": mode, "epoch": epoch}
+        message |= {"start": start, "credit": self._settings.window_batches}
+        for rank in ranks:
+            self._send(rank, message)
+        return stream
+
+    def close_stream(self, stream: OpenStream) -> None:
+        with self._changed:
+            open_still = self._streams.pop(stream.number, None) is not None
+            if self._closing or self._failure is not None or not open_still:
+                return
+        for rank in stream.waiting:
+            self._send(rank, {"do": "close", "stream": stream.number})
+
+    def take(self, stream: OpenStream, number: int) -> Batch:
+        """Batch `number` of the stream, or `END`."""
+        rank = 1 + number % self._num_workers
+        queue = stream.waiting[rank]
+        assert stream.number in self._streams, "an epoch was used after a newer one was opened"
+        found, batch = self._await(rank, lambda: queue[0] if queue else None)
+        if batch is END:
+            return END
+        with self._changed:
+            queue.popleft()
+        if found != number:
+            self._fail(rank, f"sent batch {found} where {number} was due")
+            self._raise_failure()
+        self._send(rank, {"do": "more", "stream": stream.number})
+        return batch
+
+    def check_end(self, stream: OpenStream, number: int) -> None:
+        """At the end of an epoch that nobody sharded by hand, all workers must be at its end."""
+        descriptions = self.describe(stream.mode)
+        for rank, queue in stream.waiting.items():
+            if descriptions[rank].already_sharded:
+                continue
+            extra, batch = self._await(rank, lambda queue=queue: queue[0] if queue else None)
+            if batch is not END:
+                raise StreamingError(
+                    f"worker {1 + number % self._num_workers} has {number} batches in {stream.mode}"
+                    f" epoch {stream.epoch}, and worker {rank} has batch {extra}",
+                    hint="every task must make the same dataset",
+                )
+
+    # Threads: one per worker receives.
+
+    def _on_admitted(self, rank: int, connection: socket.socket, address: str) -> None:
+        worker = WorkerLink(rank, connection, address, f"worker {rank} ({address})")
+        thread = threading.Thread(
+            target=self._receive, args=(worker,), name=f"from-worker-{rank}", daemon=True
+        )
+        with self._changed:
+            if self._closing:
+                connection.close()
+                return
+            self._workers[rank] = worker
+            self._threads.append(thread)
+            self._changed.notify_all()
+        thread.start()
+
+    def _receive(self, worker: WorkerLink) -> None:
+        limit = self._settings.max_payload_bytes
+        try:
+            while frame := wire.receive_frame(worker.connection, max_payload_bytes=limit):
+                self._accept(worker, frame)
+            self._fail(worker.rank, "was lost: it closed the connection")
+        except StreamingError as error:
+            self._fail(worker.rank, f"was lost: {error.what}")
+        except OSError as error:
+            self._fail(worker.rank, f"was lost: {error.strerror or error}")
+        except (KeyError, TypeError, ValueError) as error:
+            self._fail(worker.rank, f"was lost: it sent a message that makes no sense ({error!r})")
+
+    def _accept(self, worker: WorkerLink, frame: wire.Frame) -> None:
+        message = frame.message
+        kind = message["is"]
+        if kind == "failed":
+            self._fail(worker.rank, f"failed: {message['error']}", str(message["where"]))
+            return
+        with self._changed:
+            if kind == "hello":
+                host, pid = str(message["host"])[:200], int(message["pid"])
+                worker.name = f"worker {worker.rank} (host {host}, pid {pid}, {worker.address})"
+            elif kind == "described":
+                length = message["num_batches"]
+                self._descriptions[message["mode"], worker.rank] = Description(
+                    num_batches=None if length is None else int(length),
+                    already_sharded=bool(message["already_sharded"]),
+                )
+            else:
+                self._queue(worker, kind, frame)
+            self._changed.notify_all()
+
+    def _queue(self, worker: WorkerLink, kind: str, frame: wire.Frame) -> None:
+        stream = self._streams.get(frame.message["stream"])
+        if stream is None:
+            return  # of an epoch that was left early
+        queue = stream.waiting[worker.rank]
+        if kind == "end":
+            queue.append((None, END))
+            return
+        if kind != "batch" or not frame.has_batch:
+            raise ValueError(kind)
+        if len(queue) >= self._settings.window_batches:
+            raise ValueError("more batches than it was asked for")
+        number = int(frame.message["number"])
+        worker.last_batch = f"{stream.mode} epoch {stream.epoch} batch {number}"
+        queue.append((number, frame.batch))
+
+    def _fail(self, rank: int, what: str, where: str = "") -> None:
+        """Note the first failure; whoever waits for batches raises it."""
+        with self._changed:
+            if self._failure is None and not self._closing:
+                worker = self._workers[rank]
+                self._failure = StreamingError(
+                    f"{worker.name} {what}\n  the last batch received from it: {worker.last_batch}",
+                    where=where,
+                )
+            self._changed.notify_all()
+
+    # The training loop's thread.
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _send(self, rank: int, message: dict[str, Any]) -> None:
+        try:
+            self._workers[rank].send(message)
+        except OSError as error:
+            # The receiving thread may know better why: give it a moment.
+            with self._changed:
+                self._changed.wait_for(lambda: self._failure is not None, timeout=1.0)
+            self._fail(rank, f"was lost: {error.strerror or error}")
+            self._raise_failure()
+
+    def _await(self, rank: int, look: Callable[[], _T | None]) -> _T:
+        """What `look` finds, once it finds something; times the wait and watches its limits."""
+        settings, worker = self._settings, self._workers[rank]
+        started = time.monotonic()
+        warned = False
+        with self._changed:
+            while True:
+                self._raise_failure()
+                found = look()
+                waited = time.monotonic() - started
+                if found is not None:
+                    worker.waited_seconds += waited
+                    return found
+                if waited >= settings.fail_after_seconds:
+                    self._fail(rank, f"has sent nothing for {waited:.0f} seconds")
+                    continue
+                if waited >= settings.warn_after_seconds and not warned:
+                    warned = True
+                    _logger.warning(
+                        "waiting for %s for %.0f seconds; the last batch received from it: %s",
+                        *(worker.name, waited, worker.last_batch),
+                    )
+                limit = settings.fail_after_seconds if warned else settings.warn_after_seconds
+                self._changed.wait(max(min(limit, settings.fail_after_seconds) - waited, 0.001))
+
+    def _missing(self) -> StreamingError:
+        missing = [r for r in range(1, self._num_workers + 1) if r not in self._workers]
+        return StreamingError(
+            f"worker(s) {', '.join(map(str, missing))} of {self._num_workers} did not connect"
+            f" within {self._settings.join_timeout_seconds:.0f} seconds",
+            where=self.address,
+            hint="start all tasks with srun or `openwafer launch`, with the same --cs_ip",
+        )
+
+
+class CoordinatorSource:
+    """The batches of one mode, loaded by the workers (a `BatchSource`)."""
+
+    def __init__(self, coordinator: Coordinator, mode: Mode) -> None:
+        self._coordinator = coordinator
+        self._mode: Mode = mode
+
+    @property
+    def num_batches(self) -> int | None:
+        """Batches in one epoch; None where the workers' data have no length.
+
+        Raises:
+            StreamingError: a worker failed, or the workers do not see the same data.
+        """
+        numbers = [d.num_batches for d in self._coordinator.describe(self._mode).values()]
+        known = [number for number in numbers if number is not None]
+        return min(known) if len(known) == len(numbers) else None
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches `start`, `start + 1`, ... of the epoch. One epoch of a mode at a time.
+
+        Raises:
+            StreamingError: a worker failed (with its own error), is lost or silent.
+        """
+        coordinator = self._coordinator
+        stream = coordinator.open_stream(self._mode, epoch, start)
+        try:
+            number = start
+            while (batch := coordinator.take(stream, number)) is not END:
+                yield batch
+                number += 1
+            coordinator.check_end(stream, number)
+        finally:
+            coordinator.close_stream(stream)

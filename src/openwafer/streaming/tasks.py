@@ -1,0 +1,169 @@
+"""Which task of the run this process is.
+
+Decides the role from the variables that SLURM gives its tasks (the local launcher sets the same
+ones), and answers the documented cluster questions of user code (`cm.num_streamers()` and its
+kin; spec, sections 3.7 and 8.3). Does not start tasks (launch/) and does not connect them.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from openwafer.errors import LaunchError
+
+__all__ = [
+    "SECRET_FILE_VARIABLE",
+    "Role",
+    "TaskEnvironment",
+    "current",
+    "forget_consulted",
+    "get_ordinal",
+    "get_streaming_rank",
+    "is_master_ordinal",
+    "is_streamer",
+    "num_streamers",
+    "num_tasks",
+    "was_consulted",
+]
+
+Role = Literal["coordinator", "worker", "single"]
+
+SECRET_FILE_VARIABLE = "OPENWAFER_SECRET_FILE"
+
+# What srun gives every task. The step's count goes first: inside a job of seven tasks,
+# `srun --ntasks=1` is a single process.
+_RANK = "SLURM_PROCID"
+_NUM_TASKS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
+_JOB_ID = "SLURM_JOB_ID"
+# Only to tell one run of a job from the next, for the name of the secret's file.
+_RUN_PARTS = ("SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskEnvironment:
+    """This task's place in the run.
+
+    rank: 0 is the coordinator; workers are 1 to `num_tasks - 1`.
+    job_id: of the scheduler, empty without one.
+    secret_file: the file with the run's secret; None in a single process.
+    secret_is_given: the launcher made that file; otherwise the coordinator makes it.
+    """
+
+    rank: int = 0
+    num_tasks: int = 1
+    job_id: str = ""
+    secret_file: Path | None = None
+    secret_is_given: bool = False
+
+    @property
+    def role(self) -> Role:
+        if self.num_tasks == 1:
+            return "single"
+        return "coordinator" if self.rank == 0 else "worker"
+
+    @property
+    def num_workers(self) -> int:
+        """Tasks that stream batches to another one; 0 in a single process."""
+        return self.num_tasks - 1
+
+    @classmethod
+    def from_variables(cls, variables: Mapping[str, str]) -> TaskEnvironment:
+        """Read SLURM's variables; a single process where they are absent or count one task.
+
+        Raises:
+            LaunchError: a variable is not a number, or the rank is outside the count.
+        """
+        count_name = next((name for name in _NUM_TASKS if variables.get(name)), None)
+        if count_name is None or not variables.get(_RANK):
+            return cls()
+        rank, count = _number(variables, _RANK), _number(variables, count_name)
+        if count < 1 or rank >= count:
+            raise LaunchError(
+                f"{_RANK}={rank} does not fit {count_name}={count}",
+                allowed=f"a rank below the number of tasks, as srun sets {_RANK}",
+            )
+        if count == 1:
+            return cls(job_id=variables.get(_JOB_ID, ""))
+        given = variables.get(SECRET_FILE_VARIABLE, "")
+        return cls(
+            rank=rank,
+            num_tasks=count,
+            job_id=variables.get(_JOB_ID, ""),
+            secret_file=Path(given) if given else _default_secret_file(variables),
+            secret_is_given=bool(given),
+        )
+
+
+def _number(variables: Mapping[str, str], name: str) -> int:
+    text = variables[name]
+    if not (text.isascii() and text.isdigit()):
+        raise LaunchError(f"{name}={text!r} is not a number", allowed="what srun sets")
+    return int(text)
+
+
+def _default_secret_file(variables: Mapping[str, str]) -> Path:
+    """In the home folder, which the nodes of a cluster share; one name per run of a job step."""
+    parts = [variables.get(name, "") or "0" for name in (_JOB_ID, *_RUN_PARTS)]
+    name = "-".join(re.sub(r"[^A-Za-z0-9_.]", "_", part) for part in parts)
+    return Path.home() / ".openwafer" / f"run-{name}.secret"
+
+
+def current() -> TaskEnvironment:
+    """This process's place, from its environment variables."""
+    return TaskEnvironment.from_variables(os.environ)
+
+
+def is_master_ordinal() -> bool:
+    """Whether this task is the coordinator (or the only one)."""
+    return current().rank == 0
+
+
+def is_streamer() -> bool:
+    """Whether this task loads data."""
+    return current().role != "coordinator"
+
+
+def get_ordinal() -> int:
+    """This task's rank, from 0."""
+    return current().rank
+
+
+def num_tasks() -> int:
+    """All tasks of the run."""
+    return current().num_tasks
+
+
+def num_streamers() -> int:
+    """The tasks that load data: all but the coordinator, or the only one."""
+    return max(current().num_workers, 1)
+
+
+def get_streaming_rank() -> int:
+    """This task's number among those that load data, from 0.
+
+    Remembers that it was asked (`was_consulted`): nobody can shard the data without this number,
+    and whoever asks for it does. The coordinator, which loads data only to look at one batch, is
+    told 0.
+    """
+    _consulted[0] = 1
+    return max(current().rank - 1, 0)
+
+
+# One byte in memory shared with forked children: a dataset may ask in a DataLoader process.
+_consulted = mmap.mmap(-1, 1)
+
+
+def was_consulted() -> bool:
+    """Whether user code asked for its streaming rank since `forget_consulted`."""
+    return _consulted[0] != 0
+
+
+def forget_consulted() -> None:
+    """Start watching anew, before a data function is called."""
+    _consulted[0] = 0
