@@ -69,7 +69,7 @@ def find(data_dir, name):
 
 
 def read_idx(path):
-    """An array from a file in IDX format: two zero bytes, a type, the rank, sizes, then the data."""
+    """An array from a file in IDX format: two zero bytes, type, rank, sizes, then the data."""
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rb") as file:
         content = file.read()

@@ -17,7 +17,9 @@ OUT = ROOT / "runs" / "demo"
 def step(title, *flags, model_dir):
     command = [sys.executable, str(HERE / "run.py"), "--params", str(HERE / "configs/params.yaml")]
     command += ["--model_dir", str(model_dir), "--no_autoresume", *flags]
-    print(f"\n--- {title}\n$ python run.py --params configs/params.yaml {' '.join(flags)}", flush=True)
+    print(
+        f"\n--- {title}\n$ python run.py --params configs/params.yaml {' '.join(flags)}", flush=True
+    )
     began = time.perf_counter()
     subprocess.run(command, check=True)
     return time.perf_counter() - began
@@ -45,7 +47,8 @@ def main():
     report = next(iter(sorted(pipelined.glob("cs_*/report.html"))))
     print("\n--- summary")
     print(f"loss, layer pipelined     {losses[0]:.6f}")
-    print(f"loss, weight streaming    {losses[1]:.6f}   ({'the same' if losses[0] == losses[1] else 'different'})")
+    same = "the same" if losses[0] == losses[1] else "different"
+    print(f"loss, weight streaming    {losses[1]:.6f}   ({same})")
     print(f"accuracy, held-out digits {evaluation['accuracy']:.1%}")
     print(f"measured here             {figures['samples_per_sec']:,.0f} samples/s")
     print(f"predicted for the wafer   {figures['est_samples_per_sec']:,.0f} samples/s")

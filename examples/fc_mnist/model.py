@@ -1,5 +1,7 @@
 """A fully connected classifier of small images, and its loss."""
 
+from itertools import pairwise
+
 import torch.nn.functional as F
 from torch import nn
 
@@ -16,7 +18,7 @@ class MNIST(nn.Module):
         super().__init__()
         sizes = [input_size, *hidden_sizes]
         self.fc_layers = nn.ModuleList(
-            nn.Linear(before, after) for before, after in zip(sizes, sizes[1:], strict=False)
+            nn.Linear(before, after) for before, after in pairwise(sizes)
         )
         self.last_layer = nn.Linear(sizes[-1], 10)
         self.nonlin = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}[activation_fn]()

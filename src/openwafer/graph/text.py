@@ -10,8 +10,8 @@ import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import fx
+from torch._ops import OpOverload
 
 from openwafer.graph.program import Program, site_of, tensor_specs
 
@@ -50,7 +50,7 @@ def program_text(program: Program) -> str:
 
 
 def _target_text(target: Any) -> str:
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         return str(target)
     return getattr(target, "__name__", str(target))
 

@@ -99,7 +99,9 @@ def validation_report(program: Program, execution_mode: ExecutionMode) -> Valida
 
 def _uses(kernel_graph: KernelGraph | None) -> tuple[KernelUse, ...]:
     matches: Sequence[tuple[str, str]] = (
-        [(m.kernel.name, site_of(m.anchor).module) for m in kernel_graph.matches] if kernel_graph else []
+        [(m.kernel.name, site_of(m.anchor).module) for m in kernel_graph.matches]
+        if kernel_graph
+        else []
     )
     return tuple(
         KernelUse(kernel=kernel, module=module, count=count)

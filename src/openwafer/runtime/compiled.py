@@ -77,9 +77,7 @@ class CompiledLayer:
             if wanted
         ]
         grad_weights, grad_inputs = functions.backward(weights, saved, grad_outputs)
-        for name, grad in zip(
-            [*self.layer.buffers, *self.layer.inputs], grad_inputs, strict=True
-        ):
+        for name, grad in zip([*self.layer.buffers, *self.layer.inputs], grad_inputs, strict=True):
             if grad is not None:
                 gradients[name] = gradients[name] + grad if name in gradients else grad
         return grad_weights
@@ -123,9 +121,7 @@ class CompiledModel:
         """The gradient to begin backward with: `scale` for the loss, zero for other results."""
         gradients: Gradients = {}
         for compiled in self.layers:
-            outputs = zip(
-                compiled.layer.outputs, compiled.functions.grad_outputs, strict=True
-            )
+            outputs = zip(compiled.layer.outputs, compiled.functions.grad_outputs, strict=True)
             for name, wanted in outputs:
                 if not wanted or name not in values:
                     continue

@@ -128,9 +128,7 @@ class DiskStore(WeightStore):
             self.close()
             raise
 
-    def _create(
-        self, weights: Mapping[str, torch.Tensor], config: OptimizerConfig | None
-    ) -> None:
+    def _create(self, weights: Mapping[str, torch.Tensor], config: OptimizerConfig | None) -> None:
         by_layout: dict[tuple[_Entry, ...], _Staging] = {}
         for shard in self._shards:
             staging = _Staging(shard, weights, config)
@@ -257,8 +255,14 @@ def _preallocate(file: int, num_bytes: int, path: Path) -> None:
         ) from error
 
 
+def _memory_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a flat uint8 tensor, without a copy."""
+    array: Any = tensor.numpy()
+    return memoryview(array) if tensor.numel() else memoryview(b"")
+
+
 def _read(file: int, target: torch.Tensor, offset: int) -> None:
-    view = memoryview(target.numpy()).cast("B") if target.numel() else memoryview(b"")
+    view = _memory_of(target)
     done = 0
     while done < len(view):
         count = os.preadv(file, [view[done:]], offset + done)
@@ -268,7 +272,7 @@ def _read(file: int, target: torch.Tensor, offset: int) -> None:
 
 
 def _write(file: int, source: torch.Tensor, offset: int) -> None:
-    view = memoryview(source.numpy()).cast("B") if source.numel() else memoryview(b"")
+    view = _memory_of(source)
     done = 0
     while done < len(view):
         done += os.pwritev(file, [view[done:]], offset + done)

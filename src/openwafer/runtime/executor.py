@@ -78,4 +78,4 @@ class Executor(ABC):
 
     def close(self) -> None:
         """Free threads and files."""
-        return None
+        return

@@ -33,8 +33,9 @@ def first_nonfinite(
     for index, batch in enumerate(microbatches):
         values = model.feed(workload.leaves(batch), workload.device)
         for entry in model.program.inputs:
-            if _bad(values[entry.node]):
-                return f"the batch itself: entry {entry.path} of microbatch {index} has {_bad(values[entry.node])}"
+            bad = _bad(values[entry.node])
+            if bad:
+                return f"the batch itself: entry {entry.path} of microbatch {index} has {bad}"
         for compiled in model.layers:
             weights = weights_of(compiled.layer.parameters)
             for name, weight in zip(compiled.layer.parameters, weights, strict=True):

@@ -16,10 +16,10 @@ from openwafer.optim.build import build_optimizer, set_learning_rate
 from openwafer.optim.state import load_optimizer_state, optimizer_state
 from openwafer.runtime.compiled import CompiledModel
 from openwafer.runtime.executor import Batch, Executor, ModelState, StepResult
-from openwafer.runtime.inspect import first_nonfinite, nonfinite_loss
 from openwafer.runtime.gradients import add_gradients, sum_over_layers
-from openwafer.runtime.workload import Workload, mean_of, state_dict_of
+from openwafer.runtime.inspect import first_nonfinite, nonfinite_loss
 from openwafer.runtime.update import UpdateRule
+from openwafer.runtime.workload import Workload, mean_of, state_dict_of
 
 __all__ = ["LayerPipelined"]
 

@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from openwafer.graph.program import Program, tensor_specs
 from openwafer.plan.layers import Layer, differentiable_nodes
@@ -220,9 +220,7 @@ def _cut(traced: _Traced, num_weights: int) -> LayerFunctions:
     rederived = _weight_views(graph, arguments[:num_weights], forward_nodes)
     saved = _crossing(graph, grads, forward_nodes, rederived, arguments, num_weights)
 
-    forward_graph = _extract(
-        graph, [*arguments], [*outputs, *saved], forward_nodes, with_key=True
-    )
+    forward_graph = _extract(graph, [*arguments], [*outputs, *saved], forward_nodes, with_key=True)
     backward_nodes = (_needed_for(grads, stop=set(saved)) - forward_nodes) | rederived
     backward_graph = None
     if any(grad is not None for grad in grads):

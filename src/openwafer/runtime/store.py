@@ -42,9 +42,7 @@ def make_shards(
     shards: list[Shard] = []
     for index in range(max(len(layers), 1)):
         held = tuple(name for name in names if owner.get(name, 0) == index)
-        shards.append(
-            Shard(index=index, names=held, trained=tuple(n for n in held if n in wanted))
-        )
+        shards.append(Shard(index=index, names=held, trained=tuple(n for n in held if n in wanted)))
     return tuple(shards)
 
 

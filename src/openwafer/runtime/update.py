@@ -14,11 +14,11 @@ import torch
 
 from openwafer.config.optimizer import OptimizerConfig
 from openwafer.optim.clip import (
-    scale_gradients_,
     clip_by_value_,
     clip_factor,
     global_norm,
     gradient_norms,
+    scale_gradients_,
 )
 from openwafer.optim.loss_scale import build_loss_scaler
 

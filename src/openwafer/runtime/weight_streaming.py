@@ -24,10 +24,10 @@ from openwafer.runtime.compiled import CompiledLayer, CompiledModel, Gradients, 
 from openwafer.runtime.executor import Batch, Executor, ModelState, StepResult
 from openwafer.runtime.gradients import add_gradients
 from openwafer.runtime.inspect import first_nonfinite, nonfinite_loss
-from openwafer.runtime.workload import Workload, mean_of, state_dict_of
 from openwafer.runtime.memory import DeviceMemory
 from openwafer.runtime.store import Shard, WeightStore
 from openwafer.runtime.update import Decision, UpdateRule
+from openwafer.runtime.workload import Workload, mean_of, state_dict_of
 
 __all__ = ["WeightStreaming"]
 
@@ -91,8 +91,11 @@ class WeightStreaming(Executor):
         assert rule is not None
         scale = rule.loss_scale
         runs = [
-            _Microbatch(values=model.feed(self._workload.leaves(batch), self._workload.device),
-                        saved=[], gradients={})
+            _Microbatch(
+                values=model.feed(self._workload.leaves(batch), self._workload.device),
+                saved=[],
+                gradients={},
+            )
             for batch in microbatches
         ]
         self._forward(model, runs, step, keep=True)

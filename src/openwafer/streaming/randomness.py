@@ -2,13 +2,15 @@
 
 Decides how seeds are derived from (seed, epoch, batch) and how Python's, NumPy's and torch's
 global generators are set aside and put back. Does not decide when. Accelerators' generators are
-not touched: data are loaded on the host.
+not touched: data are loaded on the host. The generators belong to the process, so one thread at a
+time may set them aside; other threads should not draw from them meanwhile.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
+import threading
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,9 @@ import torch
 __all__ = ["RandomStream", "derive_seed", "own_generators", "preserved", "seed_all"]
 
 _OWN_GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+
+# Two sequences in two threads must not take each other's generators for the caller's.
+_set_aside = threading.RLock()
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -113,11 +118,12 @@ def _set_own_state(generator: object, state: Any) -> None:
 @contextmanager
 def preserved() -> Generator[None, None, None]:
     """Put the global generators back as they were, whatever happens inside."""
-    before = _snapshot(())
-    try:
-        yield
-    finally:
-        _install(before, ())
+    with _set_aside:
+        before = _snapshot(())
+        try:
+            yield
+        finally:
+            _install(before, ())
 
 
 class RandomStream:
@@ -129,17 +135,19 @@ class RandomStream:
 
     def __init__(self, seed: int, generators: Iterable[object] = ()) -> None:
         self._generators = list(generators)
-        before = _snapshot(self._generators)
-        seed_all(seed, self._generators)
-        self._state = _snapshot(self._generators)
-        _install(before, self._generators)
+        with _set_aside:
+            before = _snapshot(self._generators)
+            seed_all(seed, self._generators)
+            self._state = _snapshot(self._generators)
+            _install(before, self._generators)
 
     @contextmanager
     def installed(self) -> Generator[None, None, None]:
-        before = _snapshot(self._generators)
-        _install(self._state, self._generators)
-        try:
-            yield
-        finally:
-            self._state = _snapshot(self._generators)
-            _install(before, self._generators)
+        with _set_aside:
+            before = _snapshot(self._generators)
+            _install(self._state, self._generators)
+            try:
+                yield
+            finally:
+                self._state = _snapshot(self._generators)
+                _install(before, self._generators)

@@ -143,7 +143,8 @@ def _run_evaluation(job: Job, reporter: Reporter, stop: StopRequest, stack: Exit
     recorder = EvalRecorder(run.model_dir)
     stack.callback(recorder.close)
     recorder.log_evaluation(step, avg_eval_loss=result.avg_loss, metrics=result.metrics)
-    write_performance(run.model_dir, meter.result(), job.plan_figures)
+    # A name of its own: the figures of the training run in the same folder are kept.
+    write_performance(run.model_dir, meter.result(), job.plan_figures, name="performance_eval.json")
     reporter.completed("Evaluation")
     return JobResult(exit_code=0, start=start, evaluation=result)
 

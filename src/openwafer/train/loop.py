@@ -194,7 +194,8 @@ class _Loop:
         to_save = _due(step, self._run.checkpoint_steps) or (
             final and self._run.checkpoint_steps > 0
         )
-        if self._run.check_loss_values and (result.applied or to_log or to_save):
+        if self._run.check_loss_values:
+            # The executors make no update for such a loss, so the weights are still good.
             self._require_finite(result.loss, group, step=before.global_step)
         if result.metrics:
             tools.metrics.update(result.metrics)

@@ -128,8 +128,14 @@ class Meter:
         return max(0.0, end - self._started - self._paused_seconds)
 
 
-def write_performance(model_dir: Path, measured: Performance, plan: PlanFigures) -> Path:
-    """Write `performance/performance.json` atomically: sorted keys, indent 4.
+def write_performance(
+    model_dir: Path,
+    measured: Performance,
+    plan: PlanFigures,
+    *,
+    name: str = "performance.json",
+) -> Path:
+    """Write `performance/<name>` atomically: sorted keys, indent 4.
 
     Raises:
         OpenWaferError: the file cannot be written.
@@ -147,7 +153,7 @@ def write_performance(model_dir: Path, measured: Performance, plan: PlanFigures)
         "delta_t": plan.delta_t,
         "Frequency": plan.frequency_hz,
     }
-    path = model_dir / "performance" / "performance.json"
+    path = model_dir / "performance" / name
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +167,7 @@ def write_performance(model_dir: Path, measured: Performance, plan: PlanFigures)
         with suppress(OSError):
             temporary.unlink()
         raise OpenWaferError(
-            f"performance.json cannot be written: {error.strerror or error}",
+            f"{name} cannot be written: {error.strerror or error}",
             where=str(path),
             hint="free some space, or check that the folder can be written to",
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -182,6 +183,22 @@ def test_the_batches_do_not_depend_on_the_callers_random_numbers() -> None:
         random.random()
         disturbed.append(batch)
     assert_same(disturbed, expected)
+
+
+def test_sequences_in_several_threads_do_not_mix() -> None:
+    expected = [whole(loader_of(60, batch_size=2, shuffle=True), epoch) for epoch in range(4)]
+    found: dict[int, list[torch.Tensor]] = {}
+
+    def load(epoch: int) -> None:
+        found[epoch] = whole(loader_of(60, batch_size=2, shuffle=True), epoch)
+
+    threads = [threading.Thread(target=load, args=(epoch,)) for epoch in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for epoch in range(4):
+        assert_same(found[epoch], expected[epoch])
 
 
 class LazyShuffle:

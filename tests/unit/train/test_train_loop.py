@@ -299,19 +299,21 @@ def test_nan_stops_at_its_step_and_is_never_saved(tmp_path: Path) -> None:
     assert executor.steps == list(range(7))
 
 
-def test_a_skipped_update_is_looked_at_when_logged_or_saved(tmp_path: Path) -> None:
+def test_a_skipped_update_with_a_finite_loss_goes_on(tmp_path: Path) -> None:
     executor = FakeExecutor()
     executor.skipped_at = {1, 3}
-    run = RunConfig(model_dir=tmp_path / "a", max_steps=6, log_steps=3)
-    run_job(make_job(executor, run))
+    run_job(make_job(executor, RunConfig(model_dir=tmp_path, max_steps=6, log_steps=3)))
     assert len(executor.steps) == 6
-    for name, changes in (("b", {"log_steps": 2}), ("c", {"checkpoint_steps": 2})):
-        executor = FakeExecutor()
-        executor.skipped_at = {1, 3}
-        changed = replace(run, model_dir=tmp_path / name, **changes)
-        with pytest.raises(NumericsError, match="step 2"):
-            run_job(make_job(executor, changed))
-        assert steps_saved(tmp_path / name) == []
+
+
+def test_a_loss_that_is_not_finite_stops_at_its_step_logged_or_not(tmp_path: Path) -> None:
+    executor = FakeExecutor()
+    executor.nan_at = {1}
+    executor.skipped_at = {1}
+    run = RunConfig(model_dir=tmp_path, max_steps=6, log_steps=3, checkpoint_steps=4)
+    with pytest.raises(NumericsError, match="step 2"):
+        run_job(make_job(executor, run))
+    assert steps_saved(tmp_path) == []
 
 
 def test_nan_is_let_through_on_request(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from openwafer.errors import ConfigError, nearest
 from openwafer.frontends.torch.capture import capture_module
@@ -100,7 +101,7 @@ def _resized(batch: Any, batch_size: int) -> Any:
     """The batch with another number of samples; contents repeat, only shapes count."""
     if batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size}", allowed="a positive number")
-    leaves = [t for t in torch.utils._pytree.tree_leaves(batch) if isinstance(t, torch.Tensor)]
+    leaves = [t for t in pytree.tree_leaves(batch) if isinstance(t, torch.Tensor)]
     current = next((t.shape[0] for t in leaves if t.dim()), None)
 
     def resize(leaf: Any) -> Any:
@@ -108,4 +109,4 @@ def _resized(batch: Any, batch_size: int) -> Any:
             return leaf
         return leaf[:1].expand(batch_size, *leaf.shape[1:]).contiguous()
 
-    return torch.utils._pytree.tree_map(resize, batch)
+    return pytree.tree_map(resize, batch)

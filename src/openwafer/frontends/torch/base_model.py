@@ -64,7 +64,7 @@ class PyTorchBaseModel(ABC):
 
     def _post_device_transfer(self) -> None:
         """Called once the model is on its device; tie weights here."""
-        return None
+        return
 
     @abstractmethod
     def __call__(self, data: Any) -> torch.Tensor:

@@ -6,8 +6,8 @@ Does not decide what can be captured.
 
 from __future__ import annotations
 
+import inspect
 import re
-import sys
 import sysconfig
 import traceback
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,13 @@ from torch.overrides import TorchFunctionMode
 
 from openwafer.errors import CaptureError
 
-__all__ = ["USER_LINE", "UserLines", "explain_export_failure", "innermost_user_line", "user_line_of"]
+__all__ = [
+    "USER_LINE",
+    "UserLines",
+    "explain_export_failure",
+    "innermost_user_line",
+    "user_line_of",
+]
 
 USER_LINE = "openwafer_user_line"
 """Key under which torch.export keeps the user's (file, line) in a node's custom metadata."""
@@ -79,7 +85,7 @@ class UserLines(TorchFunctionMode):
 
 
 def _calling_user_line() -> tuple[str, int] | None:
-    frame = sys._getframe(2)
+    frame = inspect.currentframe()
     while frame is not None:
         if _is_user_file(frame.f_code.co_filename):
             return frame.f_code.co_filename, frame.f_lineno

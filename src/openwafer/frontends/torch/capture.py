@@ -11,7 +11,7 @@ import io
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
@@ -47,12 +47,12 @@ def extract_loss(outputs: Any) -> torch.Tensor:
     Raises:
         CaptureError: there is none, or it is not a scalar.
     """
-    loss = outputs
+    loss: Any = outputs
     if not isinstance(loss, torch.Tensor):
         if isinstance(outputs, Mapping) and "loss" in outputs:
             loss = outputs["loss"]
         elif getattr(outputs, "loss", None) is not None:
-            loss = outputs.loss
+            loss = getattr(outputs, "loss", None)
         elif isinstance(outputs, (tuple, list)) and outputs:
             loss = outputs[0]
     if not isinstance(loss, torch.Tensor):
@@ -85,7 +85,7 @@ class Captured:
 
 
 class _Step(nn.Module):
-    """One call of the user's code, as the module that is exported: a batch in, loss and metrics out."""
+    """One call of the user's code as the module to export: a batch in, loss and metrics out."""
 
     def __init__(
         self, modules: Mapping[str, nn.Module], call: Callable[[Any], Any], outputs: list[Any]
@@ -93,13 +93,14 @@ class _Step(nn.Module):
         super().__init__()
         for name, module in modules.items():
             self.add_module(name, module)
-        object.__setattr__(self, "_call", call)
-        object.__setattr__(self, "_metric_calls", outputs)
+        # In tuples, so that nn.Module registers neither the user's object nor its modules again.
+        self._call = (call,)
+        self._metric_calls = (outputs,)
 
     def forward(self, batch: Any) -> list[torch.Tensor]:
         with capture_metrics() as calls:
-            loss = extract_loss(self._call(batch))
-        self._metric_calls[:] = [(metric, len(tensors)) for metric, tensors in calls]
+            loss = extract_loss(self._call[0](batch))
+        self._metric_calls[0][:] = [(metric, len(tensors)) for metric, tensors in calls]
         return [loss.reshape(()), *(t for _, tensors in calls for t in tensors)]
 
 
@@ -118,9 +119,7 @@ def capture_module(model: nn.Module, batch: Any, *, training: bool = True) -> Ca
             return model(*data)
         return model(data)
 
-    return capture_step(
-        {"model": model}, call, batch, training=training, name=type(model).__name__
-    )
+    return capture_step({"model": model}, call, batch, training=training, name=type(model).__name__)
 
 
 def capture_step(
@@ -171,8 +170,8 @@ def _export(step: nn.Module, batch: Any) -> torch.export.ExportedProgram:
 
 
 @contextmanager
-def _quiet_export() -> Iterator[None]:
-    """Keep torch.export's own notices and graph dumps, which no user can act on, off the terminal."""
+def _quiet_export() -> Generator[None]:
+    """Keep torch.export's own notices and graph dumps off the terminal: no user can act on them."""
     previous = logging.root.manager.disable
     printed = io.StringIO()
     with warnings.catch_warnings(), redirect_stderr(printed):
@@ -229,9 +228,7 @@ def _user_name(target: str, model_key: str) -> str:
     return target.removeprefix(f"{model_key}.")
 
 
-def _parameters(
-    exported: torch.export.ExportedProgram, model_key: str
-) -> tuple[Parameter, ...]:
+def _parameters(exported: torch.export.ExportedProgram, model_key: str) -> tuple[Parameter, ...]:
     """Distinct parameters in the model's order; tied ones once, with the other names as aliases."""
     placeholders = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
     by_tensor: dict[int, list[tuple[str, fx.Node]]] = {}
@@ -285,7 +282,9 @@ def _buffers(
 def _constant(node: fx.Node, value: Any, training: bool) -> Buffer:
     """A tensor that the model's code made itself. The name of its node tells the two forms of a
     model apart, since each form has constants of its own."""
-    node._rename(f"{'train' if training else 'eval'}_{node.name}")
+    node._rename(  # pyright: ignore[reportPrivateUsage]
+        f"{'train' if training else 'eval'}_{node.name}"
+    )
     return Buffer(
         name="", node=node.name, spec=TensorSpec.of(value), persistent=False, value=value.detach()
     )
@@ -336,12 +335,13 @@ def _inline_grad_modes(module: fx.GraphModule) -> None:
         region = getattr(module, target.target)
         inner = [n for n in region.graph.nodes if n.op == "placeholder"]
         environment: dict[fx.Node, Any] = dict(zip(inner, arguments, strict=True))
+        results: Any = ()
         with graph.inserting_before(node):
             for source in region.graph.nodes:
                 if source.op == "output":
                     results = source.args[0]
                 elif source.op != "placeholder":
-                    environment[source] = graph.node_copy(source, lambda n: environment[n])
+                    environment[source] = graph.node_copy(source, environment.__getitem__)
             outputs = [environment[r] for r in results]
             if not enabled:
                 outputs = [_detached(graph, value) for value in outputs]

@@ -10,7 +10,7 @@ Source of names and behaviour: CS-2 software 1.6 documentation, `CBMetric` and f
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -53,7 +53,7 @@ _capture: ContextVar[_Capture | None] = ContextVar("metric_capture", default=Non
 
 
 @contextmanager
-def capture_metrics() -> Iterator[list[tuple[CBMetric, tuple[torch.Tensor, ...]]]]:
+def capture_metrics() -> Generator[list[tuple[CBMetric, tuple[torch.Tensor, ...]]]]:
     """Collect metric calls instead of running their host part; gives the list of calls."""
     capture = _Capture()
     token = _capture.set(capture)
@@ -92,7 +92,7 @@ class CBMetric(ABC):
 
     def init_state(self) -> None:
         """Set the state to its initial value."""
-        return None
+        return
 
     def reset_state(self) -> None:
         self.init_state()
@@ -127,7 +127,9 @@ class CBMetric(ABC):
         """Run the host part on the flat tensors of one step (positional ones first)."""
         host = [tensor.detach().cpu() for tensor in tensors]
         split = len(host) - len(self._host_kwargs)
-        self.update_on_host(*host[:split], **dict(zip(self._host_kwargs, host[split:], strict=True)))
+        self.update_on_host(
+            *host[:split], **dict(zip(self._host_kwargs, host[split:], strict=True))
+        )
         self._num_updates += 1
 
 

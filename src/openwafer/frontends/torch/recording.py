@@ -107,5 +107,5 @@ def _write_npz(path: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     with open(temporary, "wb") as file:
-        np.savez(file, **{name: array for name, array in arrays.items()})
+        np.savez(file, allow_pickle=False, **arrays)
     temporary.replace(path)

@@ -12,7 +12,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,7 +59,7 @@ __all__ = ["run"]
 
 _log = logging.getLogger("openwafer")
 
-ModelFn = Callable[..., PyTorchBaseModel]
+ModelFn = Callable[..., Any]
 DataFn = Callable[[dict[str, Any]], Any]
 ParamsFn = Callable[[dict[str, Any]], dict[str, Any] | None]
 Mode = Literal["train", "eval"]
@@ -180,9 +180,7 @@ def _stream_batches(
     run_worker(make_sequence, params.runconfig.cs_ip, environment)
 
 
-def _sequence(
-    params: Params, functions: _Functions, mode: Mode, shard: Shard
-) -> BatchSequence:
+def _sequence(params: Params, functions: _Functions, mode: Mode, shard: Shard) -> BatchSequence:
     function = functions.data(mode)
 
     def make_loader() -> Any:
@@ -301,9 +299,7 @@ def _compile_only(model: _Model) -> None:
     _log.info("Compile for %s completed successfully!", what)
 
 
-def _compile(
-    model: _Model, captured: Captured, execution_mode: ExecutionMode
-) -> CompiledProgram:
+def _compile(model: _Model, captured: Captured, execution_mode: ExecutionMode) -> CompiledProgram:
     params, config = model.params, model.params.runconfig
 
     def compile_for(mode: ExecutionMode) -> CompiledProgram:

@@ -111,9 +111,7 @@ def make_executor(
     return LayerPipelined(workload)
 
 
-def _compile(
-    program: Program, compiled: CompiledProgram | None, rules: RunRules
-) -> CompiledModel:
+def _compile(program: Program, compiled: CompiledProgram | None, rules: RunRules) -> CompiledModel:
     dtype = rules.autocast_dtype
 
     def autocast() -> AbstractContextManager[Any]:
