@@ -172,6 +172,7 @@ def _add_documented(parser: argparse.ArgumentParser) -> None:
     _add_switch(parser, "--compile_only", text="compile, run nothing")
     _add_switch(parser, "--validate_only", text="stop after kernel matching")
     _add_switch(parser, "--multireplica", text="let the compiler choose the number of replicas")
+    _add_switch(parser, "--appliance", text="weight streaming on this machine")
     add("--fabric_config_file", metavar="FILE", help="overrides for the machine")
     add("--checkpoint_path", metavar="FILE", help="checkpoint to start from")
     _add_switch(
@@ -189,7 +190,6 @@ def _add_documented(parser: argparse.ArgumentParser) -> None:
 
 def _add_without_effect(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("documented, without effect here").add_argument
-    _add_switch(parser, "--appliance", text=argparse.SUPPRESS)
     add("-dist_addr", "--dist_addr", metavar="HOST:PORT")
     add("-dist_backend", "--dist_backend", choices=["nccl", "mpi", "gloo"])
     add("-init_method", "--init_method", metavar="URL")

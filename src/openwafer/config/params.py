@@ -233,7 +233,9 @@ def _frozen(
     if config.cs_ip is not None:
         section["cs_ip"] = config.cs_ip
     params = Params(
-        runconfig=replace(config, multireplica=config.multireplica and config.mode == "train"),
+        runconfig=_with_appliance(
+            replace(config, multireplica=config.multireplica and config.mode == "train")
+        ),
         optimizer=optimizer,
         csconfig=csconfig,
         mixed_precision=precision.mixed_precision,
@@ -242,6 +244,14 @@ def _frozen(
     )
     said = (*_runconfig_notices(section, config), *notices, *_notices(params))
     return replace(params, notices=said)
+
+
+def _with_appliance(config: RunConfig) -> RunConfig:
+    """The appliance of 1.6 was its way to weight streaming."""
+    if not config.appliance:
+        return config
+    mode = "weight_streaming" if config.execution_mode == "auto" else config.execution_mode
+    return replace(config, cs_ip=config.cs_ip or "local", execution_mode=mode)
 
 
 def _check_cb16(
@@ -324,6 +334,15 @@ def _runconfig_notices(section: Mapping[str, Any], config: RunConfig) -> list[st
         notices.append("`runconfig.seed` is null: seed 1 is used, so that the run can be repeated")
     if config.multireplica and config.mode != "train":
         notices.append("`multireplica` is for mode train; it is off in this run")
+    for key, asked in (
+        ("multireplica", config.multireplica and config.mode == "train"),
+        ("num_replicas", config.num_replicas > 1),
+        ("num_csx", config.num_csx > 1),
+    ):
+        if asked:
+            notices.append(f"`{key}`: plans are for one copy of the model on one wafer so far")
+    if config.appliance:
+        notices.append("`appliance`: weight streaming on this machine, as with `cs_ip: local`")
     return notices
 
 

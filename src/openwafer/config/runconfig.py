@@ -107,9 +107,10 @@ class RunConfig:
     autoresume: bool = True
     """Go on from the newest whole checkpoint in model_dir."""
 
-    # No effect here.
     appliance: bool = False
-    """Cluster appliance of 1.6; use `execution_mode: weight_streaming`."""
+    """Appliance mode of 1.6: `cs_ip: local` with `execution_mode: weight_streaming`."""
+
+    # No effect here.
     credentials_path: Path | None = None
     """Appliance credentials."""
     mgmt_address: str | None = None
@@ -150,7 +151,6 @@ _CONTAINER = "bind folders with the container command instead"
 _DISTRIBUTED = "the launcher starts and connects the processes"
 
 NO_EFFECT: Mapping[str, str] = {
-    "appliance": "use `execution_mode: weight_streaming`",
     "credentials_path": _APPLIANCE,
     "mgmt_address": _APPLIANCE,
     "num_wgt_servers": "the weight store needs no servers; see `weight_store`",

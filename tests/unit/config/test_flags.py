@@ -116,10 +116,14 @@ def _with_flag(flag: str) -> argparse.ArgumentParser:
 
 
 def test_notices_name_each_flag_without_effect() -> None:
-    given = parse([*RUN, "--appliance", "--mount_dirs", "a", "b", "--num_wgt_servers", "3"])
+    given = parse(
+        [*RUN, "--credentials_path", "c", "--mount_dirs", "a", "b", "--num_wgt_servers", "3"]
+    )
     said = notices(given.overrides)
     assert len(said) == 3
-    assert all(any(f"`{key}`" in line for line in said) for key in ("appliance", "mount_dirs"))
+    assert all(
+        any(f"`{key}`" in line for line in said) for key in ("credentials_path", "mount_dirs")
+    )
     assert notices(parse(RUN).overrides) == []
     assert set(NO_EFFECT) <= set(RunConfig.__dataclass_fields__)
 

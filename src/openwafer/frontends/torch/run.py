@@ -42,7 +42,7 @@ from openwafer.pipeline import CompiledProgram, choose_mode, compile_program, va
 from openwafer.plan.text import plan_text
 from openwafer.runtime.executor import Batch, Executor
 from openwafer.streaming import tasks
-from openwafer.streaming.auth import run_secret
+from openwafer.streaming.auth import discard_secret, run_secret
 from openwafer.streaming.coordinator import Coordinator
 from openwafer.streaming.loader import BatchSequence, build_sequence
 from openwafer.streaming.settings import StreamSettings
@@ -354,6 +354,7 @@ def _execute_with(model: _Model, coordinator: Coordinator | None) -> JobResult:
     sources: dict[str, BatchSource] = dict(model.sequences)
     if coordinator is not None:
         coordinator.wait_for_workers()
+        discard_secret(tasks.current())
         sources = {mode: coordinator.source(mode) for mode in model.modes}
     try:
         result = run_job(
