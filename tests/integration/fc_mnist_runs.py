@@ -26,6 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
@@ -161,12 +162,13 @@ def assert_same_bits(left: Any, right: Any, where: str = "") -> None:
 
 
 def assert_same_run(left: Outcome, right: Outcome) -> None:
-    """Both ended with the same checkpoint (weights, optimizer, random state, data position, but
-    for the file a run was started from) and logged the same losses, to the last bit."""
+    """Both ended with the same checkpoint (weights, optimizer, loss scale, data position, torch's
+    generator; a run seeds no other) and logged the same losses, to the last bit."""
     a, b = left.checkpoint(), right.checkpoint()
-    for contents in (a, b):
-        contents["openwafer"] = {**contents["openwafer"], "started_from": ""}
-    assert_same_bits(a, b)
+    assert a.keys() == b.keys()
+    for entry in a.keys() - {"openwafer", "rng"}:
+        assert_same_bits(a[entry], b[entry], entry)
+    assert_same_bits(a["rng"]["torch"], b["rng"]["torch"], "rng.torch")
     assert left.losses() == right.losses()
 
 
@@ -303,6 +305,19 @@ class ScriptProcess:
 _server = multiprocessing.get_context("forkserver")
 
 
+def _start_server() -> None:
+    """Start the server where it is not running yet. It imports what it finds by PYTHONPATH."""
+    _server.set_forkserver_preload(["warm_server"])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH")
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
+
+
 def start_script(
     mode: str,
     params: Path,
@@ -313,9 +328,7 @@ def start_script(
 ) -> ScriptProcess:
     """Start run.py with these flags. `max_file_bytes` is the largest file that it may write, for
     which a full disk answers alike."""
-    _server.set_forkserver_preload(
-        ["torch", "openwafer.frontends.torch.run", "torch.utils.tensorboard", "sklearn.datasets"]
-    )
+    _start_server()
     argv = ["--mode", mode, "--params", str(params), "--model_dir", str(model_dir), *flags]
     model_dir.parent.mkdir(parents=True, exist_ok=True)
     output = model_dir.with_name(f"{model_dir.name}.{time.monotonic_ns()}.txt")

@@ -12,17 +12,14 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from openwafer.config.flags import ExtraArgsParser, parse
 from openwafer.config.params import Params, load_params, resolve
-from openwafer.errors import ConfigError, DataError, OpenWaferError, PlanError
-from openwafer.frontends.torch.base_model import PyTorchBaseModel
-from openwafer.frontends.torch.blame import user_line_of
+from openwafer.errors import ConfigError, OpenWaferError, PlanError
 from openwafer.frontends.torch.capture import Captured, capture_step
 from openwafer.frontends.torch.metrics import (
     compute_all_metrics,
@@ -34,17 +31,27 @@ from openwafer.frontends.torch.params_file import write_params
 from openwafer.frontends.torch.plain import PlainExecutor
 from openwafer.frontends.torch.recording import ModuleSummaries, SavedStream
 from openwafer.frontends.torch.session import RunRules, choose_device, make_executor
+from openwafer.frontends.torch.user_code import (
+    DataFn,
+    Functions,
+    Mode,
+    ModelFn,
+    build_model,
+    calling_user_code,
+    first_batch,
+    make_sequence,
+)
 from openwafer.kernels.kernel import ExecutionMode
 from openwafer.machine.spec import load_machine
 from openwafer.optim.schedule import learning_rate_at
 from openwafer.optim.state import from_torch_state_dict, to_torch_state_dict
 from openwafer.pipeline import CompiledProgram, choose_mode, compile_program, validate_program
 from openwafer.plan.text import plan_text
-from openwafer.runtime.executor import Batch, Executor
+from openwafer.runtime.executor import Executor
 from openwafer.streaming import tasks
 from openwafer.streaming.auth import discard_secret, run_secret
 from openwafer.streaming.coordinator import Coordinator
-from openwafer.streaming.loader import BatchSequence, build_sequence
+from openwafer.streaming.loader import BatchSequence
 from openwafer.streaming.settings import StreamSettings
 from openwafer.streaming.shard import Shard
 from openwafer.streaming.source import BatchSource
@@ -59,10 +66,7 @@ __all__ = ["run"]
 
 _log = logging.getLogger("openwafer")
 
-ModelFn = Callable[..., Any]
-DataFn = Callable[[dict[str, Any]], Any]
 ParamsFn = Callable[[dict[str, Any]], dict[str, Any] | None]
-Mode = Literal["train", "eval"]
 
 _BANNER = "=============== {} ==============="
 
@@ -94,7 +98,7 @@ def run(
     """
     configure_logging()
     default_model_dir = _calling_folder() / "model_dir"
-    functions = _Functions(model_fn, train_data_fn, eval_data_fn)
+    functions = Functions(model_fn, train_data_fn, eval_data_fn)
     try:
         params = _read_params(argv, default_params_fn, extra_args_parser_fn, default_model_dir)
         result = _run_task(params, functions)
@@ -102,28 +106,12 @@ def run(
         _log.error("%s", error)
         _log.debug("raised here", exc_info=error)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _log.error("interrupted: the last checkpoint is the newest one in model_dir")
+        sys.exit(130)
     if result is not None and result.exit_code:
         sys.exit(result.exit_code)
     return result
-
-
-@dataclass(frozen=True, slots=True)
-class _Functions:
-    """The user's functions."""
-
-    model: ModelFn
-    train_data: DataFn | None
-    eval_data: DataFn | None
-
-    def data(self, mode: Mode) -> DataFn:
-        function = self.train_data if mode == "train" else self.eval_data
-        if function is None:
-            raise ConfigError(
-                f"run() was given no {mode}_data_fn, which this mode needs",
-                where="--mode",
-                hint=f"run(model_fn, …, {mode}_data_fn=…)",
-            )
-        return function
 
 
 def _calling_folder() -> Path:
@@ -143,11 +131,17 @@ def _read_params(
     )
     raw = loaded.raw
     if default_params_fn is not None:
-        raw = default_params_fn(raw) or raw
+        try:
+            with calling_user_code("default_params_fn failed", ConfigError):
+                raw = default_params_fn(raw) or raw
+        except ConfigError:
+            # Most likely it stumbled over what is wrong in the file: say that, with its line.
+            resolve(loaded.raw, loaded.locate, extra_keys=loaded.extra_keys)
+            raise
     return resolve(raw, loaded.locate, extra_keys=loaded.extra_keys)
 
 
-def _run_task(params: Params, functions: _Functions) -> JobResult | None:
+def _run_task(params: Params, functions: Functions) -> JobResult | None:
     """What this task does of the run: everything, or streaming its shard of the data."""
     environment, config = tasks.current(), params.runconfig
     compiles_only = config.validate_only or config.compile_only
@@ -169,47 +163,28 @@ def _run_task(params: Params, functions: _Functions) -> JobResult | None:
 
 
 def _stream_batches(
-    params: Params, functions: _Functions, environment: tasks.TaskEnvironment
+    params: Params, functions: Functions, environment: tasks.TaskEnvironment
 ) -> None:
     shard = worker_shard(environment)
 
-    def make_sequence(mode: Mode) -> BatchSequence:
-        return _sequence(params, functions, mode, shard)
+    def sequence_of(mode: Mode) -> BatchSequence:
+        return make_sequence(params, functions, mode, shard)
 
     assert params.runconfig.cs_ip is not None
-    run_worker(make_sequence, params.runconfig.cs_ip, environment)
-
-
-def _sequence(params: Params, functions: _Functions, mode: Mode, shard: Shard) -> BatchSequence:
-    function = functions.data(mode)
-
-    def make_loader() -> Any:
-        try:
-            return function(params.raw)
-        except OpenWaferError:
-            raise
-        except Exception as error:
-            raise DataError(
-                f"{mode}_data_fn failed: {type(error).__name__}: {error}",
-                where=user_line_of(error.__traceback__),
-                hint=f"check the {mode}_input section of the parameter file",
-            ) from error
-
-    torch.manual_seed(params.runconfig.seed)
-    return build_sequence(make_loader, seed=params.runconfig.seed, shard=shard)
+    run_worker(sequence_of, params.runconfig.cs_ip, environment)
 
 
 class _Model:
     """The user's model and what is made of it, each part when it is first asked for."""
 
-    def __init__(self, params: Params, functions: _Functions) -> None:
+    def __init__(self, params: Params, functions: Functions) -> None:
         self.params, self.functions = params, functions
         config = params.runconfig
         self.device = choose_device(config.device, cpu=config.cpu)
         self.sequences = {mode: self._local(mode) for mode in self.modes}
-        self.examples = {mode: _first_batch(self.sequences[mode], mode) for mode in self.modes}
+        self.examples = {mode: first_batch(self.sequences[mode], mode) for mode in self.modes}
         torch.manual_seed(config.seed)
-        self.base = _build_model(functions.model, params, self.device)
+        self.base = build_model(functions.model, params, self.device)
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -217,7 +192,7 @@ class _Model:
         return ("train", "eval") if mode == "train_and_eval" else (mode,)
 
     def _local(self, mode: Mode) -> BatchSequence:
-        return _sequence(self.params, self.functions, mode, Shard(0, 1))
+        return make_sequence(self.params, self.functions, mode, Shard(0, 1))
 
     def rules(self) -> RunRules:
         params, config = self.params, self.params.runconfig
@@ -241,44 +216,6 @@ class _Model:
             training=mode == "train",
             name=type(self.base).__name__,
         )
-
-
-def _first_batch(sequence: BatchSequence, mode: Mode) -> Batch:
-    batches = sequence.epoch(0)
-    try:
-        return next(batches)
-    except StopIteration:
-        raise DataError(f"{mode}_data_fn gives no batch") from None
-    finally:
-        close = getattr(batches, "close", None)
-        if close is not None:
-            close()
-
-
-def _build_model(model_fn: ModelFn, params: Params, device: torch.device) -> PyTorchBaseModel:
-    """Call `model_fn(params)`, or `model_fn(params, device)` where it takes one and the plain loop
-    runs it; the compiled modes place weights themselves."""
-    takes_device = len(inspect.signature(model_fn).parameters) > 1
-    on = None if params.runconfig.use_cs else device
-    try:
-        model = model_fn(params.raw, on) if takes_device else model_fn(params.raw)
-    except OpenWaferError:
-        raise
-    except Exception as error:
-        raise ConfigError(
-            f"building the model failed: {type(error).__name__}: {error}",
-            where=user_line_of(error.__traceback__),
-            hint="check the model section of the parameter file",
-        ) from error
-    if not isinstance(model, PyTorchBaseModel):
-        raise ConfigError(
-            f"model_fn gave {type(model).__name__}",
-            allowed="a subclass of openwafer.PyTorchBaseModel",
-        )
-    if on is not None:
-        for module in model.modules().values():
-            module.to(on)
-    return model
 
 
 def _compile_only(model: _Model) -> None:
@@ -332,9 +269,7 @@ def _grad_accum_steps(params: Params) -> int:
     return params.optimizer.grad_accum_steps if params.optimizer else 1
 
 
-def _execute(
-    params: Params, functions: _Functions, environment: tasks.TaskEnvironment
-) -> JobResult:
+def _execute(params: Params, functions: Functions, environment: tasks.TaskEnvironment) -> JobResult:
     config = params.runconfig
     streams = environment.role == "coordinator" and config.use_cs and config.cs_ip != "local"
     if not streams:
