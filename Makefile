@@ -43,7 +43,7 @@ format: $(STAMP) ## let ruff rewrite what it can
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-ci: lint types layers test ## what CI runs
+ci: lint types layers test demo ## what CI runs
 
 clean: ## remove .venv and build leftovers
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache

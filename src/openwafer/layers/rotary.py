@@ -63,9 +63,10 @@ class RotaryPositionEmbeddingHelper:
                 allowed=f"positions below {min(real_seq_length, self.max_position_embeddings)}",
                 hint="raise max_position_embeddings",
             )
-        sin, cos = (part.to(x.dtype) for part in self._sin_cos(offset, end, x.device))
+        sin, cos = self._sin_cos(offset, end, x.device)
         even, odd = x[..., : self.rotary_dim].unflatten(-1, (-1, 2)).unbind(-1)
-        turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2)
+        turned = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
+        turned = turned.flatten(-2).to(x.dtype)  # 16-bit inputs were turned in 32 bits
         if x.shape[-1] == self.rotary_dim:
             return turned
         return torch.cat([turned, x[..., self.rotary_dim :]], dim=-1)
