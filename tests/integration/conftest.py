@@ -7,15 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fc_mnist_runs import Changes, Outcome, run_here, write_params
-
-MODE_FLAGS = {
-    "plain": (),
-    "layer_pipelined": ("--cs_ip", "local", "--execution_mode", "layer_pipelined"),
-    "weight_streaming": ("--cs_ip", "local", "--execution_mode", "weight_streaming"),
-}
-"""The flags of the three forms of a run; `disk` is weight streaming from a store on disk."""
-
+from fc_mnist_runs import MODE_FLAGS, Changes, Outcome, run_here, write_params
 
 @pytest.fixture
 def flags_of(tmp_path: Path) -> Callable[[str], tuple[str, ...]]:

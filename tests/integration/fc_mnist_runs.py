@@ -47,6 +47,13 @@ SMALL: dict[str, Any] = {
 }
 """A network and batches so small that a step takes about a millisecond."""
 
+MODE_FLAGS = {
+    "plain": (),
+    "layer_pipelined": ("--cs_ip", "local", "--execution_mode", "layer_pipelined"),
+    "weight_streaming": ("--cs_ip", "local", "--execution_mode", "weight_streaming"),
+}
+"""The flags of the three forms of a run; `disk` is weight streaming from a store on disk."""
+
 DROP = object()
 """As a value in `write_params`: the key is taken out."""
 
@@ -309,7 +316,8 @@ def _start_server() -> None:
     """Start the server where it is not running yet. It imports what it finds by PYTHONPATH."""
     _server.set_forkserver_preload(["warm_server"])
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)
+    here = str(Path(__file__).parent)
+    os.environ["PYTHONPATH"] = here if before is None else os.pathsep.join((here, before))
     try:
         forkserver.ensure_running()
     finally:

@@ -23,11 +23,13 @@ def kernel_cost(
     backward: Work,
     parallelism: int,
     saved: tuple[fx.Node, ...],
+    inner_saved_bytes: int = 0,
 ) -> KernelCost:
     """A cost from a family's arithmetic: fills in bytes, weights and the update.
 
     `forward` and `backward` hold arithmetic alone. `saved` are the activations that the backward
     formula reads; those that do not depend on the batch are not counted, since they never wait.
+    `inner_saved_bytes` are what it reads besides, of results that exist inside the kernel alone.
     """
     bytes_in = sum(_num_bytes(node) for node in match.inputs if node not in match.resident)
     bytes_out = sum(spec.num_bytes for spec in specs_of(match.anchor))
@@ -45,7 +47,9 @@ def kernel_cost(
         weight_bytes=sum(_num_bytes(n) for n in match.inputs if n in match.resident),
         gradient_bytes=owned * item,
         owned_bytes=owned * optimizer.state_bytes_per_parameter + (own_copy if owned else 0),
-        saved_bytes=sum(_num_bytes(node) for node in waiting) if has_backward else 0,
+        saved_bytes=(
+            sum(_num_bytes(node) for node in waiting) + inner_saved_bytes if has_backward else 0
+        ),
         parallelism=parallelism,
         dtype=dtype,
     )

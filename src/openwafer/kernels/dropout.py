@@ -1,4 +1,8 @@
-"""Dropout: a mask from a random number per element, and a product."""
+"""Dropout and Bernoulli draws: a mask from a random number per element, and a product.
+
+These are the draws that come from (seed, step, layer, microbatch), so that every way of running a
+model draws the same; other random operations have no such draw, and no kernel (refusal.py).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from openwafer.kernels.cost import elementwise_cost
 from openwafer.kernels.kernel import CostContext, Kernel, KernelCost, Match
 from openwafer.kernels.pattern import Const, Leaf, Op
 
-__all__ = ["DROPOUT_KERNELS"]
+__all__ = ["DROPOUT_KERNELS", "OPS_PER_RANDOM"]
 
 OPS_PER_RANDOM = 4
 """Assumed: a shift-register generator takes three shift-and-xor steps and one comparison."""
@@ -20,20 +24,29 @@ def _cost(match: Match, context: CostContext) -> KernelCost:
     )
 
 
-_NATIVE = Op("aten.native_dropout.default", Leaf("input"))
+_NATIVE = Op("aten.native_dropout", Leaf("input"))
 
 DROPOUT_KERNELS: tuple[Kernel, ...] = (
     Kernel(
         name="dropout",
         family="dropout",
-        summary="zero elements at random and scale the rest",
+        summary="zero elements (or whole channels) at random and scale the rest",
         patterns=(
             Op("getitem", _NATIVE, Const(0)),
             _NATIVE,
-            Op("aten.dropout.default", Leaf("input")),
-            Op("aten.bernoulli.p", Leaf("input")),
+            Op("aten.dropout aten.feature_dropout aten.alpha_dropout", Leaf("input")),
+            Op("aten.feature_alpha_dropout", Leaf("input")),
         ),
         # The mask, where it is read as well, is boolean.
+        dtypes=("float32", "float16", "bfloat16", "bool"),
+        cost=_cost,
+        sources=("OPS_PER_RANDOM assumed",),
+    ),
+    Kernel(
+        name="bernoulli",
+        family="dropout",
+        summary="ones with one given probability, else zeros",
+        patterns=(Op("aten.bernoulli.p", Leaf("input")),),
         dtypes=("float32", "float16", "bfloat16", "bool"),
         cost=_cost,
         sources=("OPS_PER_RANDOM assumed",),

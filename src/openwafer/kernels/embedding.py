@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from openwafer.kernels.cost import kernel_cost, per_sample
 from openwafer.kernels.kernel import ALL_DTYPES, CostContext, Kernel, KernelCost, Match, Work
-from openwafer.kernels.pattern import Leaf, Op
+from openwafer.kernels.pattern import Const, Leaf, Op
 
 __all__ = ["EMBEDDING_KERNELS"]
 
 
 def _cost(match: Match, context: CostContext) -> KernelCost:
     """One operation per element picked; the backward pass adds each to its row."""
-    numel = match.output.numel
+    row = match.spec("weight").shape[-1]
+    numel = match.spec("index").numel * row
     return kernel_cost(
         match,
         context,
@@ -22,14 +23,28 @@ def _cost(match: Match, context: CostContext) -> KernelCost:
     )
 
 
-EMBEDDING_KERNELS: tuple[Kernel, ...] = (
-    Kernel(
-        name="embedding",
+_W, _I = Leaf("weight"), Leaf("index")
+_BAG = Op("aten.embedding_bag aten._embedding_bag aten._embedding_bag_forward_only", _W, _I)
+
+
+def _embedding(name: str, summary: str, *patterns: Op) -> Kernel:
+    return Kernel(
+        name=name,
         family="embedding",
-        summary="rows of a weight by index",
-        patterns=(Op("aten.embedding.default", Leaf("weight"), Leaf("index")),),
+        summary=summary,
+        patterns=patterns,
         dtypes=ALL_DTYPES,
         cost=_cost,
         sources=("one read per element",),
+    )
+
+
+EMBEDDING_KERNELS: tuple[Kernel, ...] = (
+    _embedding("embedding", "rows of a weight by index", Op("aten.embedding", _W, _I)),
+    _embedding(
+        "embedding_bag",
+        "sums, means or maxima of rows of a weight",
+        Op("getitem", _BAG, Const(0)),
+        _BAG,
     ),
 )

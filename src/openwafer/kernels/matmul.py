@@ -1,75 +1,66 @@
 """Matrix products: with a weight (family `fc`) and between activations (family `matmul`).
 
 Forward: one multiply-accumulate per element of the result and per element summed over. Backward:
-the same again for each of the two operands that gets a gradient (twice the forward in general, once
-for the first layer of a network, whose input needs none).
+the same again for each operand that gets a gradient (twice the forward in general, once for the
+first layer of a network, whose input needs none).
 """
 
 from __future__ import annotations
 
-from math import prod
-
 from torch import fx
 
 from openwafer.kernels.cost import kernel_cost, per_sample
-from openwafer.kernels.kernel import (
-    Candidate,
-    CostContext,
-    Kernel,
-    KernelCost,
-    Match,
-    Rejection,
-    Work,
-    specs_of,
-)
-from openwafer.kernels.pattern import Leaf, Op
+from openwafer.kernels.kernel import CostContext, Kernel, KernelCost, Match, Work, specs_of
+from openwafer.kernels.pattern import Leaf, Op, op_stem, target_name
+from openwafer.kernels.product import PRODUCTS, operand_nodes, product_macs
 
 __all__ = ["MATMUL_KERNELS"]
 
 _SOURCE = "count of multiply-accumulates; two products of the same size in the backward pass"
 
 
-def _linear_cost(match: Match, context: CostContext) -> KernelCost:
-    """`[..., in] x [out, in] (+ [out])`."""
-    return _product_cost(match, context, summed=match.spec("input").shape[-1])
-
-
-def _einsum_cost(match: Match, context: CostContext) -> KernelCost:
-    return _product_cost(match, context, summed=_einsum_summed(match.anchor))
-
-
-def _product_cost(match: Match, context: CostContext, *, summed: int) -> KernelCost:
-    """`summed` is the number of products that make one element of the result."""
-    operands = _operands(match)
+def _cost(match: Match, context: CostContext) -> KernelCost:
+    """`[..., in] x [in, out] (+ [out])`, in whatever spelling."""
+    product = next(node for node in match.nodes if _is_product(node))
     result = match.output.numel
-    macs = result * summed
-    bias = match.bound.get("bias")
+    macs = product_macs(product)
+    bias = next((node for node in match.inputs if _is_addend(product, node)), None)
+    operands = tuple(node for node in match.inputs if node is not bias)
     grads = sum(node in match.grad_inputs for node in operands)
-    if len(operands) == 1:  # a tensor times itself: one gradient made of two products
+    if len(operands) == 1 and len(operand_nodes(product)) == 2:  # a tensor times itself
         grads *= 2
-    bias_grad = result if bias in match.grad_inputs else 0
     return kernel_cost(
         match,
         context,
         forward=Work(macs=macs, elementwise_ops=result if bias else 0),
-        backward=Work(macs=macs * grads, elementwise_ops=bias_grad),
+        backward=Work(macs=macs * grads, elementwise_ops=result if bias in match.grad_inputs else 0),
         parallelism=_parallelism(match, operands, macs, context),
         saved=_saved(match, operands),
     )
 
 
-def _operands(match: Match) -> tuple[fx.Node, ...]:
-    bias = match.bound.get("bias")
-    return tuple(node for node in match.inputs if node is not bias)
+def _is_product(node: fx.Node) -> bool:
+    stem = op_stem(target_name(node))
+    return stem in PRODUCTS or stem == "aten.einsum"
+
+
+def _is_addend(product: fx.Node, node: fx.Node) -> bool:
+    stem = op_stem(target_name(product))
+    if stem == "aten.einsum":
+        return False
+    if stem == "aten.linear":
+        return len(product.args) > 2 and product.args[2] is node
+    return PRODUCTS[stem] == 1 and product.args[0] is node
 
 
 def _saved(match: Match, operands: tuple[fx.Node, ...]) -> tuple[fx.Node, ...]:
-    """Each operand's gradient reads the other operand."""
+    """Each operand's gradient reads the other operands."""
     if len(operands) == 1:
         return operands
-    first, second = operands
     grads = match.grad_inputs
-    return ((first,) if second in grads else ()) + ((second,) if first in grads else ())
+    return tuple(
+        node for node in operands if any(other in grads for other in operands if other is not node)
+    )
 
 
 def _parallelism(
@@ -79,32 +70,6 @@ def _parallelism(
     every product of a sample may have its own PE."""
     weights = [specs_of(node)[0].numel for node in operands if node in match.resident]
     return max(weights) if weights else per_sample(macs, context)
-
-
-def _check_einsum(candidate: Candidate) -> Rejection | None:
-    equation, operands = candidate.anchor.args[0], candidate.anchor.args[1]
-    if not isinstance(operands, (list, tuple)) or len(operands) != 2:
-        return Rejection("einsum of other than two operands", "products of two operands each")
-    if "." in str(equation) or "->" not in str(equation):
-        return Rejection(
-            f"einsum `{equation}` with an ellipsis or without `->`",
-            "the equation written out, such as `bij,bjk->bik`",
-        )
-    if any(len(set(part)) != len(part) for part in str(equation).split("->")[0].split(",")):
-        return Rejection(f"einsum `{equation}` takes a diagonal", "torch.diagonal before it")
-    return None
-
-
-def _einsum_summed(node: fx.Node) -> int:
-    """Products per element of the result: the extents of the letters that are summed away."""
-    equation, operands = node.args[0], node.args[1]
-    terms, result = str(equation).replace(" ", "").split("->")
-    assert isinstance(operands, (list, tuple))
-    extents: dict[str, int] = {}
-    for letters, operand in zip(terms.split(","), operands, strict=True):
-        assert isinstance(operand, fx.Node)
-        extents.update(zip(letters, specs_of(operand)[0].shape, strict=True))
-    return prod(extent for letter, extent in extents.items() if letter not in result)
 
 
 _X, _W, _B = Leaf("input"), Leaf("weight"), Leaf("bias")
@@ -120,33 +85,34 @@ MATMUL_KERNELS: tuple[Kernel, ...] = (
             Op("aten.linear.default", _X, _W),
             Op("aten.addmm.default", _B, _X, _W),
         ),
-        cost=_linear_cost,
+        cost=_cost,
         sources=(_SOURCE,),
     ),
     Kernel(
         name="matmul",
         family="matmul",
-        summary="products of matrices and of batches of them",
-        patterns=tuple(
-            Op(target, _X, _W)
-            for target in (
-                "aten.mm.default",
-                "aten.bmm.default",
-                "aten.matmul.default",
-                "aten.mv.default",
-                "aten.dot.default",
-            )
+        summary="products of matrices, of batches of them, and of vectors",
+        patterns=(
+            Op("aten.mm aten.bmm aten.matmul aten.mv aten.dot aten.vdot", _X, _W),
+            Op("aten.inner aten.tensordot aten.linalg_vecdot", _X, _W),
         ),
-        cost=_linear_cost,
+        cost=_cost,
+        sources=(_SOURCE,),
+    ),
+    Kernel(
+        name="matmul_add",
+        family="matmul",
+        summary="beta * c + alpha * (a @ b)",
+        patterns=(Op("aten.baddbmm aten.addbmm aten.addmv", _B, _X, _W),),
+        cost=_cost,
         sources=(_SOURCE,),
     ),
     Kernel(
         name="einsum",
         family="matmul",
-        summary="einsum of two operands",
-        patterns=(Op("aten.einsum.default"),),
-        cost=_einsum_cost,
-        check=_check_einsum,
+        summary="einsum of any number of operands, contracted from left to right",
+        patterns=(Op("aten.einsum"),),
+        cost=_cost,
         sources=(_SOURCE,),
     ),
 )

@@ -94,6 +94,10 @@ class Wrapped:
 
     inner: Pattern
     links: tuple[Op, ...]
+    filled: tuple[Op, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "filled", tuple(_fill(link, self) for link in self.links))
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -228,13 +232,9 @@ def _lay_wrapped(pattern: Wrapped, value: Any, found: Found) -> bool:
     if not isinstance(value, fx.Node) or value.op != "call_function":
         return False
     name = target_name(value)
-    for link in pattern.links:
-        if _is_target(link, name) and _try(_fill(link, pattern), value, found):
-            return True
-    return False
+    return any(_is_target(link, name) and _try(link, value, found) for link in pattern.filled)
 
 
-@lru_cache(maxsize=1024)
 def _fill(link: Op, wrapped: Wrapped) -> Op:
     """The link with the wrapped pattern itself in its hole."""
 

@@ -1,7 +1,7 @@
 """Activation functions by name.
 
-Decides which names there are and what each computes. A callable passes through, so that any function
-of one tensor can be used where a name can.
+Decides which names there are and what each computes. A callable passes through, so that any
+function of one tensor can be used where a name can.
 """
 
 from __future__ import annotations

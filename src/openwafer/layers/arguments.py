@@ -1,12 +1,12 @@
 """How a layer refuses a wrong argument.
 
-Decides that every refusal is a ConfigError that names the user's own line, and holds the checks that
-several layers share. Does not decide what a layer takes.
+Decides that every refusal is a ConfigError that names the user's own line, and holds the checks
+that several layers share. Does not decide what a layer takes.
 """
 
 from __future__ import annotations
 
-import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from openwafer.errors import ConfigError
 
 __all__ = ["argument_error", "check_batch_first", "check_positive", "check_probability"]
 
-_NOT_THE_USER = (str(Path(__file__).parent), str(Path(torch.__file__).parent))
+_NOT_THE_USER = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
 
 
 def argument_error(what: str, *, allowed: str, hint: str = "") -> ConfigError:
@@ -48,9 +48,7 @@ def check_batch_first(batch_first: bool) -> None:
 
 
 def _calling_line() -> str:
-    frame = sys._getframe(1)
-    while frame is not None:
-        if not frame.f_code.co_filename.startswith(_NOT_THE_USER):
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        frame = frame.f_back
+    for frame in reversed(traceback.extract_stack()):
+        if not frame.filename.startswith(_NOT_THE_USER):
+            return f"{frame.filename}:{frame.lineno}"
     return ""

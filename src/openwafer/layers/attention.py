@@ -96,8 +96,8 @@ class MultiheadAttention(nn.Module):
         """Draw new weights; biases become zero."""
         inputs = (self.proj_q_dense_layer, self.proj_k_dense_layer, self.proj_v_dense_layer)
         for layer in inputs:
-            self._initializer(layer.weight)
-        self._output_initializer(self.proj_output_dense_layer.weight)
+            self._initializer(layer.weight.data)
+        self._output_initializer(self.proj_output_dense_layer.weight.data)
         for layer in (*inputs, self.proj_output_dense_layer):
             if layer.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
                 nn.init.zeros_(layer.bias)
@@ -131,7 +131,8 @@ class MultiheadAttention(nn.Module):
                 pair; `k` and `v` come after them, and so do the positions of `q`.
             cache_present_kv: give the keys and values too, cached ones included, for use as the
                 next call's `past_kv`: [2, batch, head, past + key, head_dim].
-            position_bias: [head, query, key] or [1 or batch, head, query, key], added to the logits.
+            position_bias: [head, query, key] or [1 or batch, head, query, key]; added to the
+                logits.
             rotary_position_embedding_helper: rotates queries and keys; not with `position_bias`.
 
         Returns:
@@ -140,45 +141,54 @@ class MultiheadAttention(nn.Module):
         Raises:
             ConfigError: shapes that do not fit, or two position schemes at once.
         """
-        self._check_inputs(q, k, v)
+        self._check_inputs(q, k, v, past_kv)
         if position_bias is not None and rotary_position_embedding_helper is not None:
             raise argument_error(
                 "both a position_bias and a rotary_position_embedding_helper are given",
                 allowed="one position scheme",
             )
-        query = self._split_heads(self.proj_q_dense_layer(q))
-        key = self._split_heads(self.proj_k_dense_layer(k))
-        value = self._split_heads(self.proj_v_dense_layer(v))
-        past_length = 0 if past_kv is None else past_kv[0].shape[-2]
-        if rotary_position_embedding_helper is not None:
-            query, key = (
-                rotary_position_embedding_helper.rotate_tensor(
-                    x, past_length + x.shape[2], offset=past_length
-                )
-                for x in (query, key)
-            )
-        if past_kv is not None:
-            key = torch.cat([past_kv[0].to(key), key], dim=-2)
-            value = torch.cat([past_kv[1].to(value), value], dim=-2)
+        query, key, value = self._project(q, k, v, past_kv, rotary_position_embedding_helper)
+        # In 32 bits at least, so that a sum with 16-bit logits is the same however autocast is run.
+        bias_dtype = torch.promote_types(query.dtype, torch.float32)
         shape = AttentionShape(
             batch=q.shape[0],
             num_heads=self.num_heads,
             query_length=q.shape[1],
             key_length=key.shape[2],
-            past_length=past_length,
+            past_length=key.shape[2] - k.shape[1],
         )
-        # In 32 bits at least, so that a sum with 16-bit logits is the same however autocast is run.
-        bias_dtype = torch.promote_types(query.dtype, torch.float32)
         bias = attention_bias(attn_mask, key_padding_mask, position_bias, shape, bias_dtype)
+        extras: list[torch.Tensor] = []
         if need_weights:
             attended, weights = self._attend_with_weights(query, key, value, bias)
-            extras = [weights.mean(dim=1) if average_attn_weights else weights]
+            extras.append(weights.mean(dim=1) if average_attn_weights else weights)
         else:
-            attended, extras = self._attend(query, key, value, bias), []
-        output = self.proj_output_dense_layer(attended.transpose(1, 2).flatten(-2))
+            attended = self._attend(query, key, value, bias)
         if cache_present_kv:
             extras.append(torch.stack([key, value]))
+        output = self.proj_output_dense_layer(attended.transpose(1, 2).flatten(-2))
         return (output, *extras) if extras else output
+
+    def _project(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        past_kv: torch.Tensor | Sequence[torch.Tensor] | None,
+        rotary: RotaryPositionEmbeddingHelper | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values, [batch, head, seq, head_dim], the cached ones in front."""
+        query = self._split_heads(self.proj_q_dense_layer(q))
+        key = self._split_heads(self.proj_k_dense_layer(k))
+        value = self._split_heads(self.proj_v_dense_layer(v))
+        past_length = 0 if past_kv is None else past_kv[0].shape[-2]
+        if rotary is not None:
+            query = rotary.rotate_tensor(query, past_length + q.shape[1], offset=past_length)
+            key = rotary.rotate_tensor(key, past_length + k.shape[1], offset=past_length)
+        if past_kv is not None:
+            key = torch.cat([past_kv[0].to(key), key], dim=-2)
+            value = torch.cat([past_kv[1].to(value), value], dim=-2)
+        return query, key, value
 
     def _attend(
         self,
@@ -221,17 +231,30 @@ class MultiheadAttention(nn.Module):
         """[batch, seq, embed_dim] → [batch, head, seq, head_dim]."""
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
-    def _check_inputs(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-        batch, keys = q.shape[0], k.shape[1] if k.dim() == 3 else 0
-        wanted = {"q": (batch, None), "k": (batch, keys), "v": (batch, keys)}
-        for (name, (rows, length)), x in zip(wanted.items(), (q, k, v), strict=True):
-            fits = x.dim() == 3 and x.shape[0] == rows and x.shape[2] == self.embed_dim
-            if not fits or length not in (None, x.shape[1]):
-                shapes = ", ".join(str(list(tensor.shape)) for tensor in (q, k, v))
-                raise argument_error(
-                    f"{name} does not fit: q, k and v have the shapes {shapes}",
-                    allowed=f"[batch, seq, {self.embed_dim}], k and v alike",
-                )
+    def _check_inputs(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        past_kv: torch.Tensor | Sequence[torch.Tensor] | None,
+    ) -> None:
+        shapes = [list(x.shape) for x in (q, k, v)]
+        same = all(len(s) == 3 and [s[0], s[2]] == [q.shape[0], self.embed_dim] for s in shapes)
+        if not same or shapes[1] != shapes[2]:
+            raise argument_error(
+                f"q, k and v have the shapes {', '.join(map(str, shapes))}",
+                allowed=f"[batch, seq, {self.embed_dim}], one batch size, k and v alike",
+            )
+        if past_kv is None:
+            return
+        past_shapes = [list(x.shape) for x in past_kv]
+        past_length = past_shapes[0][-2] if past_shapes and len(past_shapes[0]) > 1 else 0
+        head_dim = self.embed_dim // self.num_heads
+        if past_shapes != [[q.shape[0], self.num_heads, past_length, head_dim]] * 2:
+            raise argument_error(
+                f"past_kv has the shapes {', '.join(map(str, past_shapes))}",
+                allowed=f"keys and values, [{q.shape[0]}, {self.num_heads}, past, {head_dim}] each",
+            )
 
 
 AttentionLayer = MultiheadAttention

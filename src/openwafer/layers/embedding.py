@@ -30,14 +30,16 @@ class EmbeddingLayer(nn.Module):
         embeddings_initializer, position_embeddings_initializer, segment_embeddings_initializer:
             initial values of the three tables.
         max_position_embeddings: number of positions; needed unless there are none.
-        position_embedding_type: `learned`, `fixed` (sinusoids of wavelengths from 2π `min_timescale`
-            to 2π `max_timescale`, sine and cosine side by side), or None. `rotary` adds none here:
-            see RotaryPositionEmbeddingHelper.
+        position_embedding_type: `learned`, `fixed` (sinusoids, sine and cosine side by side, with
+            wavelengths from 2π `min_timescale` to 2π `max_timescale`), or None. `rotary` adds none
+            here: see RotaryPositionEmbeddingHelper.
         num_segments: rows of the segment table; None or 0 for no table.
 
     Raises:
         ConfigError: an argument that does not fit.
     """
+
+    position_embeddings: nn.Module | torch.Tensor | None
 
     def __init__(
         self,
@@ -78,8 +80,8 @@ class EmbeddingLayer(nn.Module):
             self.position_embeddings = None
         self.segment_embeddings = None
         if num_segments:
-            size = segment_embedding_size or embedding_size
-            self.segment_embeddings = nn.Embedding(num_segments, size, device=device)
+            num_columns = segment_embedding_size or embedding_size
+            self.segment_embeddings = nn.Embedding(num_segments, num_columns, device=device)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -87,7 +89,7 @@ class EmbeddingLayer(nn.Module):
         tables = (self.word_embeddings, self.position_embeddings, self.segment_embeddings)
         for table, initializer in zip(tables, self._initializers, strict=True):
             if isinstance(table, nn.Embedding):
-                initializer(table.weight)
+                initializer(table.weight.data)
                 if table.padding_idx is not None:
                     with torch.no_grad():
                         table.weight[table.padding_idx].zero_()
@@ -121,7 +123,7 @@ class EmbeddingLayer(nn.Module):
             ConfigError: more positions than there are, or a segment table of another width.
         """
         embeddings = self.word_embeddings(input_ids)
-        positions = self._positions(past_length, input_ids.shape[-1])
+        positions = self._positions(past_length, input_ids.shape[-1], input_ids.device)
         if positions is not None:
             embeddings = embeddings + positions
         if segment_ids is None or self.segment_embeddings is None:
@@ -136,7 +138,7 @@ class EmbeddingLayer(nn.Module):
             )
         return embeddings + segments
 
-    def _positions(self, begin: int, length: int) -> torch.Tensor | None:
+    def _positions(self, begin: int, length: int, device: torch.device) -> torch.Tensor | None:
         """[seq, embedding_size], the same for every sequence of the batch."""
         table = self.position_embeddings
         if table is None:
@@ -147,9 +149,9 @@ class EmbeddingLayer(nn.Module):
                 f"the sequence reaches position {end - 1}",
                 allowed=f"positions below max_position_embeddings, {available}",
             )
-        if isinstance(table, nn.Embedding):
-            return table(torch.arange(begin, end, device=table.weight.device))
-        return table if (begin, end) == (0, available) else table[begin:end]
+        if isinstance(table, torch.Tensor):
+            return table if (begin, end) == (0, available) else table[begin:end]
+        return table(torch.arange(begin, end, device=device))
 
 
 def _sinusoids(

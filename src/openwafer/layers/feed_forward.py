@@ -114,13 +114,11 @@ class FeedForwardNetwork(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw new weights and biases."""
-        linear_layers = [layer.get_submodule("linear_layer") for layer in self.ffn]
-        for linear in linear_layers:
-            last = linear is linear_layers[-1]
+        for index, layer in enumerate(self.ffn):
+            last = index == len(self.ffn) - 1
             initializer = self._output_initializer if last else self._kernel_initializer
-            initializer(linear.get_parameter("weight"))
-            if linear.bias is not None:
-                self._bias_initializer(linear.get_parameter("bias"))
+            for name, parameter in layer.named_parameters():
+                (self._bias_initializer if name.endswith("bias") else initializer)(parameter.data)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """[..., input_unit] → [..., layers_units[-1]]."""

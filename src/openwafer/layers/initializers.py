@@ -138,10 +138,14 @@ _INITIALIZERS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         _variance_scaling,
         {"scale": 1.0, "mode": "fan_in", "distribution": "truncated_normal"},
     ),
-    "lecun_normal": (partial(_variance_scaling, scale=1.0, mode="fan_in",
-                             distribution="truncated_normal"), {}),
-    "lecun_uniform": (partial(_variance_scaling, scale=1.0, mode="fan_in",
-                              distribution="uniform"), {}),
+    "lecun_normal": (
+        partial(_variance_scaling, scale=1.0, mode="fan_in", distribution="truncated_normal"),
+        {},
+    ),
+    "lecun_uniform": (
+        partial(_variance_scaling, scale=1.0, mode="fan_in", distribution="uniform"),
+        {},
+    ),
     "kaiming_normal": (nn.init.kaiming_normal_, _KAIMING),
     "kaiming_uniform": (nn.init.kaiming_uniform_, _KAIMING),
 }

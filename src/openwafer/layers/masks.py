@@ -44,8 +44,8 @@ def create_autoregressive_mask(
     As an `attn_mask` take it with `dtype=torch.bool`, or multiply the floating-point form by -1e4.
     """
     check_positive(max_sequence_length=max_sequence_length)
-    ones = torch.ones(max_sequence_length, max_sequence_length, dtype=dtype, device=device)
-    return torch.triu(ones, diagonal=1)
+    positions = torch.arange(max_sequence_length, device=device)
+    return (positions[None, :] > positions[:, None]).to(dtype)
 
 
 def attention_bias(

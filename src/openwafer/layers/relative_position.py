@@ -62,7 +62,7 @@ class RelativePositionEmbeddingLayer(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw a new table."""
-        self._initializer(self.relative_attention_bias.weight)
+        self._initializer(self.relative_attention_bias.weight.data)
 
     def forward(self, seq_length: int, key_length: int, past_kv: Any = None) -> torch.Tensor:
         """The bias [1, head, seq_length, key_length].

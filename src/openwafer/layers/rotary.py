@@ -38,9 +38,7 @@ class RotaryPositionEmbeddingHelper:
         """Sine and cosine of every angle, [position, rotary_dim / 2] each, float32."""
         return self._sin_cos(0, self.max_position_embeddings, device)
 
-    def rotate_tensor(
-        self, x: torch.Tensor, real_seq_length: int, offset: int = 0
-    ) -> torch.Tensor:
+    def rotate_tensor(self, x: torch.Tensor, real_seq_length: int, offset: int = 0) -> torch.Tensor:
         """Rotate queries or keys.
 
         Args:

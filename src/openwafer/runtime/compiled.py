@@ -16,8 +16,9 @@ import torch
 from openwafer.errors import DataError
 from openwafer.graph.program import Program, Site, site_of
 from openwafer.plan.layers import Layer
-from openwafer.runtime.lower import Autocast, LayerFunctions, lower_layer
+from openwafer.runtime.lower import LayerFunctions, cut_joint_graph
 from openwafer.runtime.randomness import DrawKey
+from openwafer.runtime.trace import Autocast, LayerTracer, TensorFact
 
 __all__ = ["CompiledLayer", "CompiledModel", "Gradients", "Values", "compile_layers"]
 
@@ -118,20 +119,21 @@ class CompiledModel:
         return [entry.path for entry in self.program.inputs]
 
     def seed_gradients(self, values: Mapping[str, torch.Tensor], scale: float) -> Gradients:
-        """The gradient to begin backward with: `scale` for the loss, zero for other results."""
-        gradients: Gradients = {}
-        for compiled in self.layers:
-            outputs = zip(compiled.layer.outputs, compiled.functions.grad_outputs, strict=True)
-            for name, wanted in outputs:
-                if not wanted or name not in values:
-                    continue
-                value = values[name]
-                gradients[name] = (
-                    torch.full_like(value, scale)
-                    if name == self.program.loss
-                    else torch.zeros_like(value)
-                )
-        return gradients
+        """The gradient to begin backward with: `scale` for the loss."""
+        loss = self.program.loss
+        return {loss: torch.full_like(values[loss], scale)} if self.trained else {}
+
+    @property
+    def trained(self) -> frozenset[str]:
+        """Names of the weights that a gradient of the loss reaches."""
+        return frozenset(
+            name
+            for compiled in self.layers
+            for name, given in zip(
+                compiled.layer.parameters, compiled.functions.grad_weights, strict=True
+            )
+            if given
+        )
 
     def metric_values(
         self, values: Mapping[str, torch.Tensor]
@@ -144,25 +146,32 @@ class CompiledModel:
 
 
 def compile_layers(
-    program: Program, layers: Sequence[Layer], *, autocast: Autocast | None = None
+    program: Program,
+    layers: Sequence[Layer],
+    *,
+    autocast: Autocast | None = None,
+    device: torch.device | None = None,
 ) -> CompiledModel:
-    """Lower each distinct structure once and link the layers."""
-    lowered: dict[str, LayerFunctions] = {}
+    """Lower each distinct structure once and link the layers.
+
+    Args:
+        autocast: makes the context that inserts the casts of mixed precision.
+        device: where the functions will run; the CPU if None.
+    """
+    tracer = LayerTracer(program, autocast=autocast, device=device or torch.device("cpu"))
+    functions = _lower_all(program, layers, tracer)
     nodes = {node.name: node for node in program.graph.nodes}
     keep = {program.loss, *(n for metric in program.metrics for n in metric.nodes)}
     last_reader = {name: layer.name for layer in layers for name in layer.inputs}
     updates = {b.update: b.node for b in program.buffers if b.update}
     compiled: list[CompiledLayer] = []
     first_draw = 0
-    for layer in layers:
-        if layer.structure not in lowered:
-            lowered[layer.structure] = lower_layer(program, layer, autocast=autocast)
-        functions = lowered[layer.structure]
+    for layer, lowered in zip(layers, functions, strict=True):
         candidates = (*layer.inputs, *layer.outputs)
         compiled.append(
             CompiledLayer(
                 layer=layer,
-                functions=functions,
+                functions=lowered,
                 first_draw=first_draw,
                 spent=tuple(
                     name
@@ -173,5 +182,53 @@ def compile_layers(
                 site=site_of(nodes[layer.nodes[0]]),
             )
         )
-        first_draw += functions.num_draws
+        first_draw += lowered.num_draws
     return CompiledModel(program=program, layers=tuple(compiled))
+
+
+def _lower_all(
+    program: Program, layers: Sequence[Layer], tracer: LayerTracer
+) -> list[LayerFunctions]:
+    """The layers' functions, by what is true of their arguments and gradients.
+
+    What a layer's outputs are like is found from first to last; which of them the loss depends on,
+    from last to first. Copies share their functions where both agree.
+    """
+    facts = _argument_facts(program)
+    outputs_of: dict[Any, list[TensorFact]] = {}
+    traces: list[tuple[tuple[TensorFact, ...], list[TensorFact]]] = []
+    for layer in layers:
+        arguments = tuple(facts[name] for name in tracer.arguments(layer))
+        key = (layer.structure, arguments)
+        if key not in outputs_of:
+            outputs_of[key] = tracer.outputs(layer, arguments)
+        facts.update(zip(layer.outputs, outputs_of[key], strict=True))
+        traces.append((arguments, outputs_of[key]))
+    lowered: dict[Any, LayerFunctions] = {}
+    functions: list[LayerFunctions] = []
+    reached = {program.loss} if program.training else set[str]()
+    for layer, (arguments, outputs) in zip(reversed(layers), reversed(traces), strict=True):
+        heads = tuple(
+            name in reached and fact.requires_grad
+            for name, fact in zip(layer.outputs, outputs, strict=True)
+        )
+        key = (layer.structure, arguments, heads)
+        if key not in lowered:
+            joint = tracer.joint(layer, arguments, outputs, heads)
+            lowered[key] = cut_joint_graph(joint, len(layer.parameters), arguments, heads)
+        functions.append(lowered[key])
+        inputs = zip((*layer.buffers, *layer.inputs), lowered[key].grad_inputs, strict=True)
+        reached.update(name for name, given in inputs if given)
+    return functions[::-1]
+
+
+def _argument_facts(program: Program) -> dict[str, TensorFact]:
+    """Facts of weights, buffers and batch entries, by node."""
+    trainable = {p.node for p in program.parameters if p.trainable and program.training}
+    return {
+        node.name: TensorFact.of(
+            node.meta["val"], requires_grad=node.name in trainable
+        ).dense()
+        for node in program.graph.nodes
+        if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor)
+    }

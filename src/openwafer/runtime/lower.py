@@ -1,69 +1,52 @@
-"""From a layer of the Program to two pure functions.
+"""From a layer's joint graph to two pure functions.
 
-Decides how a layer's joint forward-backward graph is made and where it is cut (design decision 4):
+Decides where the joint forward-backward graph (trace.py) is cut (design decision 4):
 
     forward(key, weights, inputs)          -> outputs, saved
     backward(weights, saved, grad_outputs) -> grad_weights, grad_inputs
 
 Weights are arguments of both and never among `saved`: what the backward pass needs of a weight (a
-transpose, a cast) is derived from the weight again. Does not decide when a layer runs or where its
-weights are.
-
-The joint graph comes from torch's own tracer (`make_fx` over `torch.autograd.grad`), functional
-and below autograd and autocast, so it holds exactly the kernels that eager PyTorch would call.
+transpose, a slice, a cast) is derived from the weight again. Does not decide when a layer runs or
+where its weights are.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functionalize
-from torch.fx.experimental.proxy_tensor import make_fx
 
-from openwafer.graph.program import Program, tensor_specs
-from openwafer.plan.layers import Layer, differentiable_nodes
+from openwafer.graph.program import tensor_specs
 from openwafer.runtime.randomness import DrawKey, draw_bernoulli, keyed_dropout
+from openwafer.runtime.trace import JointGraph, TensorFact
 
-__all__ = ["LayerFunctions", "lower_layer"]
+__all__ = ["LayerFunctions", "cut_joint_graph"]
 
 _aten = torch.ops.aten
 
 _IDENTITIES = (_aten.detach.default, _aten.alias.default, _aten.lift_fresh.default)
 
-_CHEAP_VIEWS = frozenset(
-    {
-        _aten.t.default,
-        _aten.transpose.int,
-        _aten.permute.default,
-        _aten.view.default,
-        _aten._unsafe_view.default,
-        _aten.reshape.default,
-        _aten.expand.default,
-        _aten.unsqueeze.default,
-        _aten.squeeze.dim,
-        _aten.squeeze.default,
-        _aten.slice.Tensor,
-        _aten.select.int,
-        _aten._to_copy.default,
-    }
+_SILENT_VIEWS = (
+    _aten._unsafe_view.default,
+    _aten.unsafe_chunk.default,
+    _aten.unsafe_split.Tensor,
+    _aten.unsafe_split_with_sizes.default,
 )
-"""What may be derived from a weight a second time instead of being saved."""
+"""Operations whose results share memory with their argument although their schema is silent."""
 
-
-_DRAWS = (draw_bernoulli, keyed_dropout)
+_DRAWS = (_aten.native_dropout.default, _aten.bernoulli.p, _aten.bernoulli_.float)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerFunctions:
     """The compiled form of a layer's structure; one serves all its copies.
 
+    arguments: facts of weights and inputs that the functions were traced for.
+    tangents: of the gradients that backward takes.
     grad_weights, grad_inputs: for each weight and input, whether backward gives its gradient.
     grad_outputs: for each output, whether backward takes its gradient.
     saved_specs: text of what forward keeps for backward, per microbatch (shape and dtype).
@@ -73,6 +56,8 @@ class LayerFunctions:
 
     num_weights: int
     num_outputs: int
+    arguments: tuple[TensorFact, ...]
+    tangents: tuple[TensorFact, ...]
     grad_weights: tuple[bool, ...]
     grad_inputs: tuple[bool, ...]
     grad_outputs: tuple[bool, ...]
@@ -86,7 +71,7 @@ class LayerFunctions:
         self, key: DrawKey, weights: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]
     ) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
         """Outputs, and what `backward` needs besides the weights."""
-        results = self.forward_graph(key, *weights, *inputs)
+        results = self.forward_graph(key, *_as_traced([*weights, *inputs], self.arguments))
         return results[: self.num_outputs], results[self.num_outputs :]
 
     def backward(
@@ -101,146 +86,73 @@ class LayerFunctions:
         """
         if self.backward_graph is None:
             return [None] * self.num_weights, [None] * len(self.grad_inputs)
-        results = self.backward_graph(*weights, *saved, *grad_outputs)
+        held = _as_traced(weights, self.arguments[: self.num_weights])
+        incoming = _as_traced(grad_outputs, self.tangents)
+        results = self.backward_graph(*held, *saved, *incoming)
         return results[: self.num_weights], results[self.num_weights :]
 
 
-Autocast = Callable[[], AbstractContextManager[Any]]
+def _as_traced(tensors: Sequence[torch.Tensor], facts: Sequence[TensorFact]) -> list[torch.Tensor]:
+    """The tensors in the memory layout of the trace, which its views rely on."""
+    return [
+        tensor
+        if tensor.stride() == fact.strides or not fact.is_dense
+        else torch.empty_strided(
+            fact.shape, fact.strides, dtype=tensor.dtype, device=tensor.device
+        ).copy_(tensor)
+        for tensor, fact in zip(tensors, facts, strict=True)
+    ]
 
 
-def lower_layer(
-    program: Program, layer: Layer, *, autocast: Autocast | None = None
+def cut_joint_graph(
+    joint: JointGraph,
+    num_weights: int,
+    arguments: Sequence[TensorFact],
+    heads: Sequence[bool],
 ) -> LayerFunctions:
-    """Trace a layer (shapes and dtypes alone, nothing is computed) and cut it in two.
-
-    Args:
-        autocast: makes the context that inserts the casts of mixed precision.
-    """
-    nodes = {node.name: node for node in program.graph.nodes}
-    weight_nodes = [_weight_node(program, name) for name in layer.parameters]
-    input_nodes = [*layer.buffers, *layer.inputs]
-    arguments = [*weight_nodes, *input_nodes]
-    differentiable = differentiable_nodes(program) if program.training else frozenset[str]()
-    run = _layer_callable(nodes, layer, arguments)
-    fake_mode = _fake_mode(nodes, arguments)
-    examples = [nodes[name].meta["val"] for name in arguments]
-    wants_grad = [name in differentiable for name in arguments]
-    traced = _trace_joint(run, examples, wants_grad, fake_mode, autocast)
-    return _cut(traced, len(weight_nodes))
-
-
-def _weight_node(program: Program, name: str) -> str:
-    return next(p.node for p in program.parameters if p.name == name)
-
-
-def _fake_mode(nodes: Mapping[str, fx.Node], arguments: Sequence[str]) -> FakeTensorMode:
-    for name in arguments:
-        mode = getattr(nodes[name].meta["val"], "fake_mode", None)
-        if mode is not None:
-            return mode
-    return FakeTensorMode()
-
-
-def _layer_callable(
-    nodes: Mapping[str, fx.Node], layer: Layer, arguments: Sequence[str]
-) -> Callable[..., list[torch.Tensor]]:
-    """The layer's operations as a function of its weights, buffers and inputs."""
-    graph = fx.Graph()
-    environment: dict[fx.Node, fx.Node] = {}
-    for name in arguments:
-        environment[nodes[name]] = graph.placeholder(name)
-    for name in layer.nodes:
-        source = nodes[name]
-        environment[source] = graph.node_copy(source, lambda n: environment[n])
-    graph.output([environment[nodes[name]] for name in layer.outputs])
-    return fx.GraphModule({}, graph)
-
-
-@dataclass(frozen=True, slots=True)
-class _Traced:
-    """A joint graph: placeholders weights, inputs, tangents; outputs, then gradients."""
-
-    graph: fx.Graph
-    num_arguments: int
-    gives_grad: tuple[bool, ...]
-
-
-def _trace_joint(
-    run: Callable[..., list[torch.Tensor]],
-    examples: Sequence[torch.Tensor],
-    wants_grad: Sequence[bool],
-    fake_mode: FakeTensorMode,
-    autocast: Autocast | None,
-) -> _Traced:
-    def forward(arguments: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[Any]]:
-        leaves = [
-            value.detach().requires_grad_(wanted)
-            for value, wanted in zip(arguments, wants_grad, strict=True)
-        ]
-        with autocast() if autocast else nullcontext():
-            return leaves, list(run(*leaves))
-
-    def joint(arguments: list[torch.Tensor], tangents: list[torch.Tensor]) -> list[Any]:
-        with torch.enable_grad():
-            leaves, outputs = forward(arguments)
-            heads = [output for output in outputs if output.requires_grad]
-            roots = [leaf for leaf in leaves if leaf.requires_grad]
-            grads = torch.autograd.grad(heads, roots, tangents, allow_unused=True) if heads else ()
-        found = iter(grads)
-        all_grads = [next(found, None) if leaf.requires_grad else None for leaf in leaves]
-        return [*(output.detach() for output in outputs), *all_grads]
-
-    with fake_mode, torch.enable_grad():
-        _, outputs = forward(examples)
-        gives_grad = tuple(output.requires_grad for output in outputs)
-    with fake_mode, torch.no_grad():
-        tangents = [torch.empty_like(output) for output in outputs if output.requires_grad]
-        module = make_fx(joint)(list(examples), tangents)
-        if any(_mutates(node) for node in module.graph.nodes):
-            # Some composites (attention's dropout on CPU) work in place inside.
-            module = make_fx(functionalize(module, remove="mutations"))(list(examples), tangents)
-    return _Traced(module.graph, len(examples), gives_grad)
-
-
-def _mutates(node: fx.Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable
-
-
-def _cut(traced: _Traced, num_weights: int) -> LayerFunctions:
-    graph, num_outputs = traced.graph, len(traced.gives_grad)
+    """Cut a joint graph in two. `arguments`, `heads`: what it was traced for."""
+    graph, num_outputs = joint.graph, joint.num_outputs
+    draws = {node: i for i, node in enumerate(n for n in graph.nodes if _is_draw(n))}
     _drop_identities(graph)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    arguments = placeholders[: traced.num_arguments]
-    tangents = placeholders[traced.num_arguments :]
+    inputs = placeholders[: joint.num_arguments]
+    tangents = placeholders[joint.num_arguments :]
     returned: Sequence[Any] = graph.find_nodes(op="output")[0].args[0]
     outputs, grads = returned[:num_outputs], returned[num_outputs:]
 
-    forward_nodes = _needed_for(outputs)
-    rederived = _weight_views(graph, arguments[:num_weights], forward_nodes)
-    saved = _crossing(graph, grads, forward_nodes, rederived, arguments, num_weights)
+    forward_nodes = _with_elements(graph, _needed_for(outputs))
+    rederived = _weight_views(graph, inputs[:num_weights], forward_nodes)
+    saved = _crossing(graph, grads, forward_nodes, rederived, inputs, num_weights)
 
-    forward_graph = _extract(graph, [*arguments], [*outputs, *saved], forward_nodes, with_key=True)
+    forward_graph = _extract(graph, inputs, [*outputs, *saved], forward_nodes, draws)
     backward_nodes = (_needed_for(grads, stop=set(saved)) - forward_nodes) | rederived
     backward_graph = None
     if any(grad is not None for grad in grads):
         backward_graph = _extract(
-            graph, [*arguments[:num_weights], *saved, *tangents], list(grads), backward_nodes
+            graph, [*inputs[:num_weights], *saved, *tangents], list(grads), backward_nodes
         )
         _own_memory(backward_graph, num_weights)
     specs = [spec for node in saved for spec in tensor_specs(node.meta.get("val"))]
     return LayerFunctions(
         num_weights=num_weights,
         num_outputs=num_outputs,
+        arguments=tuple(arguments),
+        tangents=joint.tangents,
         grad_weights=tuple(grad is not None for grad in grads[:num_weights]),
         grad_inputs=tuple(grad is not None for grad in grads[num_weights:]),
-        grad_outputs=traced.gives_grad,
+        grad_outputs=tuple(heads),
         saved_specs=tuple(map(str, specs)),
         saved_bytes=sum(spec.num_bytes for spec in specs),
-        num_draws=sum(n.target in _DRAWS for n in forward_graph.graph.nodes),
+        num_draws=len(draws),
         forward_graph=forward_graph,
         backward_graph=backward_graph,
     )
+
+
+def _is_draw(node: fx.Node) -> bool:
+    if node.target is _aten.native_dropout.default:
+        return node.args[2] is not False
+    return node.target in _DRAWS
 
 
 def _drop_identities(graph: fx.Graph) -> None:
@@ -249,7 +161,6 @@ def _drop_identities(graph: fx.Graph) -> None:
         if node.op == "call_function" and node.target in _IDENTITIES:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
-    graph.eliminate_dead_code()
 
 
 def _needed_for(results: Sequence[Any], stop: set[fx.Node] | None = None) -> set[fx.Node]:
@@ -266,17 +177,35 @@ def _needed_for(results: Sequence[Any], stop: set[fx.Node] | None = None) -> set
     return needed
 
 
+def _with_elements(graph: fx.Graph, nodes: set[fx.Node]) -> set[fx.Node]:
+    """`nodes`, and the elements of those that have several results."""
+    elements = {
+        node for node in graph.nodes if node.target is operator.getitem and node.args[0] in nodes
+    }
+    return nodes | elements
+
+
+def _shares_memory(node: fx.Node) -> bool:
+    """Whether a result is a view of the first argument (or one element of such a result)."""
+    if node.op != "call_function":
+        return False
+    if node.target is operator.getitem or node.target in _SILENT_VIEWS:
+        return True
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and any(result.alias_info for result in schema.returns)
+
+
 def _weight_views(
     graph: fx.Graph, weights: Sequence[fx.Node], forward_nodes: set[fx.Node]
 ) -> set[fx.Node]:
-    """Forward nodes that are views or casts of weights alone."""
+    """Forward nodes that are views or casts of weights alone: cheap to have a second time."""
     derived: set[fx.Node] = set()
     sources = set(weights)
     for node in graph.nodes:
         if (
             node in forward_nodes
-            and node.target in _CHEAP_VIEWS
-            and all(arg in sources for arg in node.all_input_nodes)
+            and (_shares_memory(node) or node.target is _aten._to_copy.default)
+            and all(argument in sources for argument in node.all_input_nodes)
         ):
             derived.add(node)
             sources.add(node)
@@ -295,15 +224,12 @@ def _crossing(
 
     One element of a forward node with several results is taken as that element.
     """
-    for node in list(graph.nodes):
-        if node.target is operator.getitem and node.args[0] in forward_nodes:
-            forward_nodes.add(node)
     backward = _needed_for(grads, stop=forward_nodes)
     weights = set(arguments[:num_weights])
     available = forward_nodes | set(arguments)
     read: set[fx.Node] = {n for n in grads if isinstance(n, fx.Node) and n in available}
     for node in backward:
-        read.update(arg for arg in node.all_input_nodes if arg in available)
+        read.update(argument for argument in node.all_input_nodes if argument in available)
     read -= rederived | weights
     return [node for node in graph.nodes if node in read]
 
@@ -313,22 +239,23 @@ def _extract(
     arguments: Sequence[fx.Node],
     results: Sequence[fx.Node | None],
     inside: set[fx.Node],
-    *,
-    with_key: bool = False,
+    draws: Mapping[fx.Node, int] | None = None,
 ) -> fx.GraphModule:
-    """A function of `arguments` that computes `results` with the nodes in `inside`."""
+    """A function of `arguments` that computes `results` with the nodes in `inside`; with `draws`,
+    of a draw key before them, and with that draw's number for each random operation."""
     extracted = fx.Graph()
-    key = extracted.placeholder("key") if with_key else None
+    key = None if draws is None else extracted.placeholder("key")
     environment: dict[fx.Node, fx.Node] = {}
     for index, node in enumerate(arguments):
         environment[node] = extracted.placeholder(f"arg_{index}")
-    offset = 0
     for node in graph.nodes:
         if node not in inside or node in environment:
             continue
-        drawn = _keyed(extracted, key, offset, node, environment) if key else None
-        offset += drawn is not None
-        environment[node] = drawn or extracted.node_copy(node, lambda n: environment[n])
+        if draws and key is not None and node in draws:
+            environment[node] = _keyed(extracted, key, draws[node], node, environment)
+            continue
+        _refuse_other_randomness(node)
+        environment[node] = extracted.node_copy(node, lambda n: environment[n])
     extracted.output([None if node is None else environment[node] for node in results])
     extracted.eliminate_dead_code()
     return fx.GraphModule({}, extracted)
@@ -337,7 +264,7 @@ def _extract(
 def _own_memory(module: fx.GraphModule, num_weights: int) -> None:
     """Give every weight's gradient memory of its own, since updates work on it in place.
 
-    A gradient may be an argument passed through, or the same tensor as another result.
+    A gradient may be an argument passed through, or show the same memory as another result.
     """
     output = module.graph.find_nodes(op="output")[0]
     results = list(output.args[0])
@@ -354,8 +281,11 @@ def _own_memory(module: fx.GraphModule, num_weights: int) -> None:
 
 def _root(node: fx.Node) -> fx.Node:
     """The node whose memory a view shows."""
-    while node.op == "call_function" and node.target in _CHEAP_VIEWS and node.all_input_nodes:
-        node = node.all_input_nodes[0]
+    while _shares_memory(node) and node.all_input_nodes:
+        source = node.all_input_nodes[0]
+        if node.target is operator.getitem and not _shares_memory(source):
+            return node
+        node = source
     return node
 
 
@@ -365,15 +295,23 @@ def _keyed(
     offset: int,
     node: fx.Node,
     environment: Mapping[fx.Node, fx.Node],
-) -> fx.Node | None:
-    """The keyed draw in place of one of torch's random operations; None for any other node."""
-    if node.target is _aten.native_dropout.default and node.args[2] is not False:
-        value, probability = environment[node.args[0]], node.args[1]  # pyright: ignore
-        return extracted.call_function(keyed_dropout, (key, offset, value, probability))
-    if node.target in (_aten.bernoulli.p, _aten.bernoulli_.float):
-        value = environment[node.args[0]]  # pyright: ignore
-        probability = node.args[1] if len(node.args) > 1 else 0.5
-        return extracted.call_function(draw_bernoulli, (key, offset, value, probability))
-    tags = getattr(node.target, "tags", ())
-    assert torch.Tag.nondeterministic_seeded not in tags, f"no keyed draw for {node.target}"
-    return None
+) -> fx.Node:
+    """The keyed draw in place of one of torch's random operations."""
+    value = environment[node.args[0]]  # pyright: ignore
+    probability = node.args[1] if len(node.args) > 1 else 0.5
+    target = keyed_dropout if node.target is _aten.native_dropout.default else draw_bernoulli
+    return extracted.call_function(target, (key, offset, value, probability))
+
+
+def _refuse_other_randomness(node: fx.Node) -> None:
+    """Kernels refuse random operations without a keyed draw; attention without dropout is none."""
+    target: Any = node.target
+    if torch.Tag.nondeterministic_seeded not in getattr(target, "tags", ()):
+        return
+    if target is _aten.native_dropout.default:
+        return
+    named = {argument.name: i for i, argument in enumerate(target._schema.arguments)}
+    position = named.get("dropout_p")
+    assert position is not None, f"no keyed draw for {target}"
+    given = node.args[position] if position < len(node.args) else node.kwargs.get("dropout_p", 0.0)
+    assert given == 0.0, f"no keyed draw for {target} with dropout"

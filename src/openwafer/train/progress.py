@@ -10,14 +10,20 @@ import logging
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 __all__ = ["Reporter", "configure_logging"]
 
 _log = logging.getLogger("openwafer")
 
 
-class _StdoutHandler(logging.StreamHandler[TextIO]):
+if TYPE_CHECKING:
+    _TextHandler = logging.StreamHandler[TextIO]
+else:  # not subscriptable before Python 3.11
+    _TextHandler = logging.StreamHandler
+
+
+class _StdoutHandler(_TextHandler):
     """Writes to whatever `sys.stdout` is at the time: a progress bar puts itself in its place, and
     lines then appear above the bar."""
 

@@ -1,0 +1,166 @@
+"""A layer of the Program as a function, and the traces of it.
+
+Decides what is known of a layer's arguments before anything runs (dtypes under mixed precision,
+strides, where gradients flow), and makes the joint forward-backward graph for exactly those.
+Does not decide what is kept between the two passes: that is lower.py.
+
+The joint graph comes from torch's own tracer (`make_fx` over `torch.autograd.grad`), functional
+and below autograd and autocast, so it holds exactly the kernels that eager PyTorch would call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.func import functionalize
+
+from openwafer.graph.program import Program
+from openwafer.plan.layers import Layer
+
+__all__ = ["Autocast", "JointGraph", "LayerTracer", "TensorFact"]
+
+Autocast = Callable[[], AbstractContextManager[Any]]
+"""Makes the context that inserts the casts of mixed precision."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFact:
+    """What a trace depends on in a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    strides: tuple[int, ...]
+    requires_grad: bool
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor, *, requires_grad: bool) -> TensorFact:
+        return cls(tuple(tensor.shape), tensor.dtype, tuple(tensor.stride()), requires_grad)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether every element has a place of its own and none is left over."""
+        return self.dense().strides == self.strides
+
+    def dense(self) -> TensorFact:
+        """The same with strides that are dense: its own where they are, else row by row."""
+        like = torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device="meta")
+        strides = tuple(torch.empty_like(like).stride())
+        return TensorFact(self.shape, self.dtype, strides, self.requires_grad)
+
+
+@dataclass(frozen=True, slots=True)
+class JointGraph:
+    """Placeholders: weights, inputs, gradients of the `heads`. Results: outputs, then gradients
+    of weights and inputs (None where there is none)."""
+
+    graph: fx.Graph
+    num_arguments: int
+    num_outputs: int
+    tangents: tuple[TensorFact, ...]
+
+
+class LayerTracer:
+    """Traces layers of one Program; shapes, dtypes and strides alone, nothing is computed."""
+
+    def __init__(
+        self, program: Program, *, autocast: Autocast | None, device: torch.device
+    ) -> None:
+        self._nodes = {node.name: node for node in program.graph.nodes}
+        self._node_of = {parameter.name: parameter.node for parameter in program.parameters}
+        self._autocast, self._device = autocast, device
+        self._fake_mode = FakeTensorMode()
+
+    def arguments(self, layer: Layer) -> list[str]:
+        """Nodes that the layer's function takes: weights, buffers, inputs."""
+        weights = [self._node_of[name] for name in layer.parameters]
+        return [*weights, *layer.buffers, *layer.inputs]
+
+    def outputs(self, layer: Layer, arguments: Sequence[TensorFact]) -> list[TensorFact]:
+        """What the layer's outputs are like for such arguments."""
+        run = self._callable(layer)
+        with self._fake_mode, torch.enable_grad():
+            outputs = self._forward(run, [self._fake(fact) for fact in arguments], arguments)[1]
+        return [TensorFact.of(value, requires_grad=value.requires_grad) for value in outputs]
+
+    def joint(
+        self,
+        layer: Layer,
+        arguments: Sequence[TensorFact],
+        outputs: Sequence[TensorFact],
+        heads: Sequence[bool],
+    ) -> JointGraph:
+        """The joint graph, with gradients coming in for the outputs marked in `heads`.
+
+        Gradients come in dense: whoever calls the backward pass sees to that.
+        """
+        run = self._callable(layer)
+
+        def joint(values: list[torch.Tensor], tangents: list[torch.Tensor]) -> list[Any]:
+            with torch.enable_grad():
+                leaves, results = self._forward(run, values, arguments)
+                roots = [leaf for leaf in leaves if leaf.requires_grad]
+                chosen = [result for result, head in zip(results, heads, strict=True) if head]
+                grads = (
+                    torch.autograd.grad(chosen, roots, tangents, allow_unused=True)
+                    if chosen
+                    else [None] * len(roots)
+                )
+            found = iter(grads)
+            all_grads = [next(found) if leaf.requires_grad else None for leaf in leaves]
+            return [*(result.detach() for result in results), *all_grads]
+
+        incoming = [fact.dense() for fact, head in zip(outputs, heads, strict=True) if head]
+        with self._fake_mode, torch.no_grad():
+            values = [self._fake(fact) for fact in arguments]
+            tangents = [self._fake(fact) for fact in incoming]
+            module = make_fx(joint)(values, tangents)
+            if any(_mutates(node) for node in module.graph.nodes):
+                # Some composites (attention's dropout on CPU) work in place inside.
+                module = make_fx(functionalize(module, remove="mutations"))(values, tangents)
+        return JointGraph(module.graph, len(arguments), len(outputs), tuple(incoming))
+
+    def _fake(self, fact: TensorFact) -> torch.Tensor:
+        return torch.empty_strided(
+            fact.shape, fact.strides, dtype=fact.dtype, device=self._device
+        )
+
+    def _forward(
+        self,
+        run: Callable[..., list[torch.Tensor]],
+        values: Sequence[torch.Tensor],
+        facts: Sequence[TensorFact],
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """The leaves that gradients are asked for, and the results."""
+        leaves = [
+            value.detach().requires_grad_(fact.requires_grad)
+            for value, fact in zip(values, facts, strict=True)
+        ]
+        with self._autocast() if self._autocast else nullcontext():
+            return leaves, list(run(*leaves))
+
+    def _callable(self, layer: Layer) -> Callable[..., list[torch.Tensor]]:
+        """The layer's operations as a function of its weights, buffers and inputs."""
+        graph = fx.Graph()
+        environment: dict[fx.Node, fx.Node] = {}
+        for name in self.arguments(layer):
+            environment[self._nodes[name]] = graph.placeholder(name)
+        for name in layer.nodes:
+            source = self._nodes[name]
+            copied = graph.node_copy(source, lambda n: environment[n])
+            if isinstance(copied.kwargs.get("device"), torch.device):
+                copied.kwargs = {**copied.kwargs, "device": self._device}
+            environment[source] = copied
+        graph.output([environment[self._nodes[name]] for name in layer.outputs])
+        return fx.GraphModule({}, graph)
+
+
+def _mutates(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
