@@ -46,7 +46,9 @@ def _classifier(network: nn.Module, images: torch.Tensor) -> tuple[nn.Module, An
     return _WithLoss(network, F.cross_entropy), (images, _classes())
 
 
-def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Module:
+def _conv(
+    inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1
+) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outputs),
@@ -243,7 +245,9 @@ class _TorchTransformer(nn.Module):
 
     def forward(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1])
-        body = self.body(self.embedding(source), self.embedding(target), tgt_mask=mask)
+        body = self.body(
+            self.embedding(source), self.embedding(target), tgt_mask=mask, tgt_is_causal=True
+        )
         return self.head(body)
 
 

@@ -25,10 +25,12 @@ def eval_input_dataloader(params):
     return _dataloader(params["eval_input"], "eval")
 
 
-def image_pixels(input_params):
+def image_pixels(params):
     """Number of pixels of one image, which is the network's input size."""
-    if input_params.get("data_dir"):
-        return int(np.prod(read_idx(find(input_params["data_dir"], FILES["eval"][0])).shape[1:]))
+    for section, split in (("train_input", "train"), ("eval_input", "eval")):
+        data_dir = (params.get(section) or {}).get("data_dir")
+        if data_dir:
+            return int(np.prod(idx_shape(find(data_dir, FILES[split][0]))[1:]))
     return 64
 
 
@@ -70,14 +72,27 @@ def find(data_dir, name):
 
 def read_idx(path):
     """An array from a file in IDX format: two zero bytes, type, rank, sizes, then the data."""
-    opener = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rb") as file:
-        content = file.read()
-    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
-        raise ValueError(f"{path} is not an IDX file of unsigned bytes")
-    rank = content[3]
-    shape = np.frombuffer(content, dtype=">u4", count=rank, offset=4)
-    data = np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * rank)
+    shape = idx_shape(path)
+    with open_idx(path) as file:
+        try:
+            content = file.read()
+        except EOFError as error:
+            raise ValueError(f"{path} is cut short: {error}") from error
+    data = np.frombuffer(content[4 + 4 * len(shape) :], dtype=np.uint8)
     if data.size != np.prod(shape):
-        raise ValueError(f"{path} is cut short: {data.size} bytes of data, {tuple(shape)} expected")
+        raise ValueError(f"{path} is cut short: {data.size} bytes of data, {shape} expected")
     return data.reshape(shape)
+
+
+def idx_shape(path):
+    """The sizes that the head of an IDX file states."""
+    with open_idx(path) as file:
+        start = file.read(4)
+        if len(start) < 4 or start[:3] != b"\x00\x00\x08":
+            raise ValueError(f"{path} is not an IDX file of unsigned bytes")
+        sizes = file.read(4 * start[3])
+    return tuple(int(size) for size in np.frombuffer(sizes, dtype=">u4"))
+
+
+def open_idx(path):
+    return gzip.open(path) if path.suffix == ".gz" else open(path, "rb")

@@ -45,6 +45,10 @@ def _parser() -> argparse.ArgumentParser:
     launch.add_argument("script", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     launch.set_defaults(run=_launch)
     kernels = commands.add_parser("kernels", help="list the kernel library")
+    kernels.add_argument("--family", help="kernels of this family alone, e.g. conv")
+    kernels.add_argument("--op", help="kernels for this operation, e.g. gelu or aten.gelu.default")
+    kernels.add_argument("--mode", help="kernels of this execution mode")
+    kernels.add_argument("--json", action="store_true", help="for machines")
     kernels.set_defaults(run=_kernels)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)
@@ -66,9 +70,10 @@ def _launch(arguments: argparse.Namespace) -> int:
 
 
 def _kernels(arguments: argparse.Namespace) -> int:
-    from openwafer.kernels.table import table_text
+    from openwafer.kernels.table import select_kernels, table_json, table_text
 
-    print(table_text())
+    chosen = select_kernels(family=arguments.family, op=arguments.op, mode=arguments.mode)
+    print(table_json(chosen) if arguments.json else table_text(chosen))
     return 0
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -77,12 +77,14 @@ def compile_program(
     """
     began = time.perf_counter()
     layers = cut_layers(program)
+    optimizer_cost = _optimizer_cost(optimizer)
     options = {
         "execution_mode": execution_mode,
         "compute_dtype": compute_dtype,
         "num_microbatches": num_microbatches,
         "prefetch_depth": prefetch_depth,
-        "optimizer": optimizer.optimizer_type if optimizer else "",
+        # What it keeps for a weight depends on more than its type: momentum, amsgrad, ...
+        "optimizer": asdict(optimizer_cost),
         "layers": [layer.structure for layer in layers],
     }
     key = artifacts.plan_key(program_text(program), machine, options)
@@ -97,7 +99,7 @@ def compile_program(
             plan_hash=key,
             num_microbatches=num_microbatches,
             prefetch_depth=prefetch_depth,
-            optimizer=_optimizer_cost(optimizer),
+            optimizer=optimizer_cost,
         )
     directory = None
     if compile_dir:

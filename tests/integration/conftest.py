@@ -9,6 +9,7 @@ import pytest
 import torch
 from fc_mnist_runs import MODE_FLAGS, Changes, Outcome, run_here, write_params
 
+
 @pytest.fixture
 def flags_of(tmp_path: Path) -> Callable[[str], tuple[str, ...]]:
     """The flags of a mode, or of `disk`, whose store is an empty folder of this test."""

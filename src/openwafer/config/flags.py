@@ -139,7 +139,11 @@ def _check(params_path: str | None, overrides: dict[str, Any]) -> None:
             )
         overrides["mode"] = "train"
     if overrides["cs_ip"] is not None:
-        overrides["cs_ip"] = with_port(overrides["cs_ip"])
+        try:
+            overrides["cs_ip"] = with_port(overrides["cs_ip"])
+        except ConfigError as error:
+            error.where = "command line: --cs_ip"
+            raise
 
 
 def _destinations(add: Callable[[argparse.ArgumentParser], None]) -> list[str]:

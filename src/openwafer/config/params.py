@@ -199,8 +199,9 @@ def resolve(
     config = build_runconfig(
         sections["runconfig"], locate=locate, report=report, extra_keys=extra_keys
     )
-    if config is not None:
-        _check_needed(raw, config.mode, locate, report)
+    mode = config.mode if config is not None else str(sections["runconfig"].get("mode"))
+    if mode in _NEEDED:
+        _check_needed(raw, mode, locate, report)
     for name in ("train_input", "eval_input", "predict_input"):
         _check_batch_size(name, sections[name], locate, report)
     optimizer = None

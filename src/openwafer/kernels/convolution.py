@@ -11,8 +11,16 @@ from math import prod
 from torch import fx
 
 from openwafer.kernels.cost import kernel_cost, per_sample
-from openwafer.kernels.kernel import Candidate, CostContext, Kernel, KernelCost, Match, Rejection
-from openwafer.kernels.kernel import Work, specs_of
+from openwafer.kernels.kernel import (
+    Candidate,
+    CostContext,
+    Kernel,
+    KernelCost,
+    Match,
+    Rejection,
+    Work,
+    specs_of,
+)
 from openwafer.kernels.pattern import Leaf, Op, target_name
 
 __all__ = ["CONVOLUTION_KERNELS"]

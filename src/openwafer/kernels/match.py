@@ -1,51 +1,29 @@
 """Which kernel covers which operation.
 
-Decides the order in which kernels are tried (larger patterns first), that every operation is
-covered exactly once, and how refusals read. Does not decide costs or places.
+Decides the order in which kernels are tried (larger patterns first) and that every operation is
+covered exactly once. Does not decide costs or places, nor how a refusal is explained (refusal.py).
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
+import torch
 from torch import fx
 
 from openwafer.errors import UnsupportedOpError
-from openwafer.graph.program import Parameter, Program, Site, site_of
+from openwafer.graph.program import Parameter, Program
 from openwafer.kernels.facts import GraphFacts, graph_facts
-from openwafer.kernels.kernel import (
-    Candidate,
-    ExecutionMode,
-    Kernel,
-    Match,
-    Rejection,
-    specs_of,
-)
-from openwafer.kernels.pattern import Op, find, target_name
-from openwafer.kernels.table import ALTERNATIVES, KERNELS
+from openwafer.kernels.kernel import Candidate, ExecutionMode, Kernel, Match, Rejection
+from openwafer.kernels.pattern import Op, find, op_stem, target_name
+from openwafer.kernels.refusal import Refusal, explain, refusals_text
+from openwafer.kernels.table import KERNELS
 
-__all__ = ["KernelGraph", "Refusal", "match"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """An operation that no kernel takes: what it is, where it is, why, and what to do."""
-
-    node: str
-    op: str
-    tensors: str
-    site: Site
-    reason: str
-    alternative: str = ""
-
-    def __str__(self) -> str:
-        lines = [f"{self.op}  {self.tensors}", f"  at       {_place(self.site)}"]
-        lines.append(f"  why      {self.reason}")
-        if self.alternative:
-            lines.append(f"  try      {self.alternative}")
-        return "\n".join(lines)
+__all__ = ["Cover", "KernelGraph", "Refusal", "cover", "match"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +47,14 @@ class KernelGraph:
         return tuple(match for match in self.matches if not match.kernel.is_free)
 
 
+@dataclass(frozen=True, slots=True)
+class Cover:
+    """What matching found: the kernels that lie, and every operation that none lies on."""
+
+    kernel_graph: KernelGraph
+    refusals: tuple[Refusal, ...]
+
+
 def match(
     program: Program,
     kernels: Sequence[Kernel] = KERNELS,
@@ -79,16 +65,34 @@ def match(
     Raises:
         UnsupportedOpError: some operation has none; it lists all of them.
     """
+    found = cover(program, kernels, execution_mode)
+    if found.refusals:
+        count = len(found.refusals)
+        head = "one operation has" if count == 1 else f"{count} operations have"
+        raise UnsupportedOpError(
+            f"{head} no kernel in {execution_mode} mode\n{refusals_text(found.refusals)}",
+            refusals=found.refusals,
+        )
+    return found.kernel_graph
+
+
+def cover(
+    program: Program,
+    kernels: Sequence[Kernel] = KERNELS,
+    execution_mode: ExecutionMode = "layer_pipelined",
+) -> Cover:
+    """As `match`, but gives what is covered and what is refused instead of raising."""
     order = {node: position for position, node in enumerate(program.graph.nodes)}
     covered, rejections = _cover(program, kernels, execution_mode, order)
-    uncovered = [node for node in program.operations if node not in covered]
-    if uncovered:
-        refusals = tuple(_refusal(node, rejections.get(node), kernels) for node in uncovered)
-        raise _unsupported(refusals, execution_mode)
+    refusals = tuple(
+        explain(node, rejections.get(node, ()), kernels, execution_mode)
+        for node in program.operations
+        if node not in covered
+    )
     places = sorted(
         dict.fromkeys(covered.values()), key=lambda place: order[place.candidate.anchor]
     )
-    return KernelGraph(_name(places, program), execution_mode)
+    return Cover(KernelGraph(_name(places, program), execution_mode), refusals)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -101,18 +105,20 @@ def _cover(
     program: Program,
     kernels: Sequence[Kernel],
     mode: ExecutionMode,
-    order: dict[fx.Node, int],
+    order: Mapping[fx.Node, int],
 ) -> tuple[dict[fx.Node, _Place], dict[fx.Node, list[Rejection]]]:
     """Lay the ranked patterns on the operations, last operation first."""
-    by_target: dict[str, list[fx.Node]] = {}
+    by_target: defaultdict[str, list[fx.Node]] = defaultdict(list)
     for node in reversed(program.operations):
-        by_target.setdefault(target_name(node), []).append(node)
+        name = target_name(node)
+        for key in {name, op_stem(name)}:
+            by_target[key].append(node)
     kept = {program.loss, *(name for metric in program.metrics for name in metric.nodes)}
     kept |= {buffer.update for buffer in program.buffers if buffer.update}
     covered: dict[fx.Node, _Place] = {}
     rejections: dict[fx.Node, list[Rejection]] = {}
-    for kernel, pattern in _ranked(kernels):
-        for node in by_target.get(pattern.target, ()):
+    for kernel, pattern in _ranked(tuple(kernels)):
+        for node in (n for target in pattern.targets for n in by_target.get(target, ())):
             candidate = None if node in covered else _lay(pattern, node, order)
             if candidate is None or not _is_closed(candidate, covered, kept):
                 continue
@@ -125,13 +131,14 @@ def _cover(
     return covered, rejections
 
 
-def _ranked(kernels: Sequence[Kernel]) -> list[tuple[Kernel, Op]]:
+@lru_cache(maxsize=8)
+def _ranked(kernels: tuple[Kernel, ...]) -> list[tuple[Kernel, Op]]:
     """Larger patterns first; among equal ones those that bind more, then the library's order."""
     pairs = [(kernel, pattern) for kernel in kernels for pattern in kernel.patterns]
     return sorted(pairs, key=lambda pair: (-pair[1].size, -len(pair[1].args)))
 
 
-def _lay(pattern: Op, node: fx.Node, order: dict[fx.Node, int]) -> Candidate | None:
+def _lay(pattern: Op, node: fx.Node, order: Mapping[fx.Node, int]) -> Candidate | None:
     found = find(pattern, node)
     if found is None:
         return None
@@ -160,14 +167,28 @@ def _reject(kernel: Kernel, candidate: Candidate, mode: ExecutionMode) -> Reject
             f"execution_mode: {', '.join(kernel.modes)}",
         )
     for node in (*candidate.inputs, *candidate.nodes):
-        for spec in specs_of(node):
-            if spec.dtype not in kernel.dtypes:
+        for dtype in _dtypes(node.meta.get("val")):
+            if dtype not in kernel.dtypes:
                 allowed = ", ".join(kernel.dtypes)
                 return Rejection(
-                    f"kernel `{kernel.name}` takes {allowed}; `{node.name}` is {spec.dtype}",
-                    f"`.to(torch.{_nearest_dtype(spec.dtype, kernel.dtypes)})`",
+                    f"kernel `{kernel.name}` takes {allowed}; `{node.name}` is {dtype}",
+                    f"`.to(torch.{_nearest_dtype(dtype, kernel.dtypes)})`",
                 )
     return kernel.check(candidate)
+
+
+def _dtypes(value: Any) -> tuple[str, ...]:
+    if isinstance(value, torch.Tensor):
+        return (_dtype_name(value.dtype),)
+    if isinstance(value, (tuple, list)):
+        items: Sequence[Any] = value
+        return tuple(name for item in items for name in _dtypes(item))
+    return ()
+
+
+@lru_cache(maxsize=64)
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _nearest_dtype(dtype: str, allowed: tuple[str, ...]) -> str:
@@ -211,61 +232,3 @@ def _as_match(name: str, place: _Place, facts: GraphFacts, taken: set[Parameter]
         owned=owned,
         grad_inputs=frozenset(grads),
     )
-
-
-def _refusal(
-    node: fx.Node, rejections: list[Rejection] | None, kernels: Sequence[Kernel]
-) -> Refusal:
-    op = target_name(node)
-    if rejections:
-        reason = "; ".join(dict.fromkeys(rejection.reason for rejection in rejections))
-        alternative = next((r.alternative for r in rejections if r.alternative), "")
-    else:
-        reason, alternative = f"there is no kernel for `{op}`", _nearest_op(op, kernels)
-    return Refusal(
-        node=node.name,
-        op=op,
-        tensors=_tensors(node),
-        site=site_of(node),
-        reason=reason,
-        alternative=alternative,
-    )
-
-
-def _nearest_op(op: str, kernels: Sequence[Kernel]) -> str:
-    """What to write instead: from the table, else the operation with the closest name."""
-    if _stem(op) in ALTERNATIVES:
-        return ALTERNATIVES[_stem(op)]
-    known = {_stem(p.target): p.target for kernel in kernels for p in kernel.patterns}
-    close = difflib.get_close_matches(_stem(op), list(known), n=1, cutoff=0.6)
-    if close:
-        return f"the nearest supported operation is `{known[close[0]]}`"
-    return "`openwafer kernels` lists the supported operations"
-
-
-def _stem(op: str) -> str:
-    """An operation's name without its overload."""
-    return op.rsplit(".", 1)[0]
-
-
-def _tensors(node: fx.Node) -> str:
-    read = [str(spec) for source in node.all_input_nodes for spec in specs_of(source)]
-    given = [str(spec) for spec in specs_of(node)]
-    return f"({', '.join(read)}) -> {', '.join(given) or 'nothing'}"
-
-
-def _place(site: Site) -> str:
-    module = site.module or "(top)"
-    if site.module_type:
-        module += f" ({site.module_type})"
-    return f"{module}, {site.file}:{site.line}" if site.file else f"{module}, unknown line"
-
-
-def _unsupported(refusals: tuple[Refusal, ...], mode: ExecutionMode) -> UnsupportedOpError:
-    count = "one operation has" if len(refusals) == 1 else f"{len(refusals)} operations have"
-    lines = [f"{count} no kernel in {mode} mode"]
-    for number, refusal in enumerate(refusals, start=1):
-        head, *rest = str(refusal).splitlines()
-        lines.append(f"{number:>3}. {head}")
-        lines.extend(f"     {line}" for line in rest)
-    return UnsupportedOpError("\n".join(lines), refusals=refusals)

@@ -33,7 +33,9 @@ def _cost(match: Match, context: CostContext) -> KernelCost:
         match,
         context,
         forward=Work(macs=macs, elementwise_ops=result if bias else 0),
-        backward=Work(macs=macs * grads, elementwise_ops=result if bias in match.grad_inputs else 0),
+        backward=Work(
+            macs=macs * grads, elementwise_ops=result if bias in match.grad_inputs else 0
+        ),
         parallelism=_parallelism(match, operands, macs, context),
         saved=_saved(match, operands),
     )

@@ -23,11 +23,10 @@ def _check_cast(candidate: Candidate) -> Rejection | None:
     """A tensor of another dtype may come in, as long as it leaves as one that kernels take."""
     for spec in specs_of(candidate.anchor):
         if spec.dtype not in ALL_DTYPES:
-            # No comma at the end: the sentence goes on in the report.
             return Rejection(
                 f"kernel `cast` gives {', '.join(ALL_DTYPES)}; `{candidate.anchor.name}` is "
                 f"{spec.dtype}",
-                "`.to(torch.float32)`",
+                "`.to(torch.float32)`, or leave the cast out",
             )
     return None
 
@@ -115,5 +114,6 @@ SHAPE_KERNELS: tuple[Kernel, ...] = (
         "a condition that the capture has checked",
         "_assert_tensor_metadata _assert_async _assert_scalar sym_size sym_constrain_range "
         "sym_constrain_range_for_size",
+        dtypes=(*ALL_DTYPES, "float64", "complex64", "complex128"),
     ),
 )

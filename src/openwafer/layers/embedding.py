@@ -74,8 +74,10 @@ class EmbeddingLayer(nn.Module):
         if position_embedding_type == "learned":
             self.position_embeddings = nn.Embedding(num_positions, embedding_size, device=device)
         elif position_embedding_type == "fixed":
-            table = _sinusoids(num_positions, embedding_size, min_timescale, max_timescale)
-            self.register_buffer("position_embeddings", table.to(device), persistent=False)
+            _check_timescales(min_timescale, max_timescale)
+            self._timescales = (min_timescale, max_timescale)
+            table = torch.empty(num_positions, embedding_size, device=device)
+            self.register_buffer("position_embeddings", table, persistent=False)
         else:
             self.position_embeddings = None
         self.segment_embeddings = None
@@ -85,7 +87,7 @@ class EmbeddingLayer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw new tables; the row of the padding token becomes zero."""
+        """Draw new tables; the row of the padding token becomes zero. Fill the fixed positions."""
         tables = (self.word_embeddings, self.position_embeddings, self.segment_embeddings)
         for table, initializer in zip(tables, self._initializers, strict=True):
             if isinstance(table, nn.Embedding):
@@ -93,6 +95,9 @@ class EmbeddingLayer(nn.Module):
                 if table.padding_idx is not None:
                     with torch.no_grad():
                         table.weight[table.padding_idx].zero_()
+            elif isinstance(table, torch.Tensor):
+                num_positions, size = table.shape
+                table.copy_(_sinusoids(num_positions, size, *self._timescales))
 
     def get_input_embeddings(self) -> nn.Module:
         """The token table, for tying the output layer to it."""
@@ -159,11 +164,6 @@ def _sinusoids(
 ) -> torch.Tensor:
     """Fixed positions [position, size]: sin and cos of position / timescale in turn, the timescales
     in geometric progression (arXiv:1706.03762, with both ends reached); an odd last column is 0."""
-    if not 0 < min_timescale <= max_timescale:
-        raise argument_error(
-            f"min_timescale is {min_timescale}, max_timescale is {max_timescale}",
-            allowed="0 < min_timescale <= max_timescale",
-        )
     num_timescales = size // 2
     growth = math.log(max_timescale / min_timescale) / max(1, num_timescales - 1)
     timescales = min_timescale * torch.exp(growth * torch.arange(num_timescales))
@@ -172,6 +172,14 @@ def _sinusoids(
     table[:, 0 : 2 * num_timescales : 2] = torch.sin(angles)
     table[:, 1 : 2 * num_timescales : 2] = torch.cos(angles)
     return table
+
+
+def _check_timescales(min_timescale: float, max_timescale: float) -> None:
+    if not 0 < min_timescale <= max_timescale:
+        raise argument_error(
+            f"min_timescale is {min_timescale}, max_timescale is {max_timescale}",
+            allowed="0 < min_timescale <= max_timescale",
+        )
 
 
 def _num_positions(position_type: str | None, max_position_embeddings: int | None) -> int:

@@ -4,14 +4,15 @@ Decides which operations form a layer, what crosses its boundary, and which laye
 another. A layer is a contiguous range of operations in the order the model runs them, so any cut
 is valid, with skips and several inputs too. Does not decide what a layer costs or when it runs.
 
-The rule: a new layer begins with each element of a module list (`h.0`, `h.1`, ...) and with each
-other module that holds weights; operations without weights join the layer they follow. Neighbours
+The rule: a new layer begins with each element of a module list (`h.0`, `h.1`, ...) that holds
+weights, and with each other module that does; everything else joins the layer it follows. Neighbours
 outside any list are joined when one of them has no matrix product (two embeddings; a final norm and
 the head). A list element that holds more than half of all weights is cut at the next list inside.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -21,9 +22,13 @@ from torch import fx
 from openwafer.graph.program import Program, TensorSpec, site_of, tensor_specs
 from openwafer.graph.text import node_text, sha256_of
 
-__all__ = ["Layer", "cut_layers", "differentiable_nodes"]
+__all__ = ["Layer", "cut_layers"]
 
-_MATRIX_PRODUCTS = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "convolution")
+_MATRIX_PRODUCTS = (
+    *("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "bilinear"),
+    *("conv", "lstm", "gru", "rnn", "scaled_dot_product"),
+)
+"""Beginnings of the names of operations whose work is matrix products."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +65,8 @@ def cut_layers(program: Program) -> tuple[Layer, ...]:
     return tuple(_unique_names(layers))
 
 
-def differentiable_nodes(program: Program) -> frozenset[str]:
-    """Names of the nodes through which a gradient flows to some trainable weight."""
+def _differentiable(program: Program) -> frozenset[str]:
+    """Names of the nodes that some trainable weight has an influence on."""
     trainable = {p.node for p in program.parameters if p.trainable}
     reached: set[str] = set()
     for node in program.graph.nodes:
@@ -94,7 +99,7 @@ class _Facts:
             parameter_of={p.node: p.name for p in program.parameters},
             buffer_nodes=frozenset(b.node for b in program.buffers),
             wanted=frozenset({program.loss} | updates | metrics),
-            differentiable=differentiable_nodes(program),
+            differentiable=_differentiable(program),
             node_of={node.name: node for node in program.graph.nodes},
         )
 
@@ -105,19 +110,49 @@ _Segment = tuple[str, list[fx.Node]]
 def _segments(program: Program) -> list[_Segment]:
     weights = {p.node: p.spec.numel for p in program.parameters}
     depths = _cut_depths(program, weights)
+    holders = _holders(program, weights, depths)
     segments: list[_Segment] = []
     for node in program.operations:
-        anchor = _anchor(site_of(node).module, depths)
+        module = _module_of(node)
+        anchor = _anchor(module, depths) or module
         reads_weights = any(arg.name in weights for arg in node.all_input_nodes)
-        listed = anchor is not None
-        if anchor is None and reads_weights:
-            anchor = site_of(node).module or "(top)"
-        starts = not segments or (anchor is not None and anchor != segments[-1][0])
-        if starts and (reads_weights or listed or not segments):
-            segments.append((anchor or "(inputs)", [node]))
-        else:
+        is_part = node.target is operator.getitem  # of the result before it
+        begins = anchor in holders or (reads_weights and _anchor(module, depths) is None)
+        name = (anchor or "(top)") if begins else "(inputs)"
+        if segments and (is_part or not begins or name == segments[-1][0]):
             segments[-1][1].append(node)
+        else:
+            segments.append((name, [node]))
     return _join_leading(_join_unlisted(segments, depths), weights)
+
+
+def _holders(
+    program: Program, weights: Mapping[str, int], depths: Mapping[str, int]
+) -> frozenset[str]:
+    """List elements that hold weights, and modules outside lists that do and have no modules
+    inside: what is cut out whole."""
+    modules = {_module_of(node) for node in program.operations}
+    parents = {
+        module[:position]
+        for module in modules
+        for position, character in enumerate(module)
+        if character == "."
+    }
+    found: set[str] = set()
+    for node in program.operations:
+        if any(arg.name in weights for arg in node.all_input_nodes):
+            module = _module_of(node)
+            element = _anchor(module, depths)
+            if element is not None:
+                found.add(element)
+            elif module and module not in parents:
+                found.add(module)
+    return frozenset(found)
+
+
+def _module_of(node: fx.Node) -> str:
+    """The module an operation belongs to; a parametrized weight is made in the module it is of."""
+    return site_of(node).module.partition(".parametrizations.")[0]
 
 
 def _anchor(module: str, depths: Mapping[str, int]) -> str | None:
@@ -138,7 +173,7 @@ def _cut_depths(program: Program, weights: Mapping[str, int]) -> dict[str, int]:
     held: dict[str, set[str]] = {}
     nested: set[str] = set()
     for node in program.operations:
-        parts = site_of(node).module.split(".")
+        parts = _module_of(node).split(".")
         numbers = [i for i, part in enumerate(parts) if part.isdigit()]
         read = {arg.name for arg in node.all_input_nodes if arg.name in weights}
         for order, position in enumerate(numbers):

@@ -112,8 +112,25 @@ class CompiledModel:
                     allowed=f"{entry.spec.shape}, the shape that the model was compiled for",
                     hint="drop the incomplete last batch (drop_last=True) and pad to one length",
                 )
-            values[entry.node] = value.to(device=device, dtype=entry.spec.torch_dtype)
+            if value.dtype != entry.spec.torch_dtype:
+                raise DataError(
+                    f"batch entry {entry.path} is of type {_dtype_name(value)}",
+                    allowed=f"{entry.spec.dtype}, as in the first batch",
+                    hint="convert it where the batch is made: every batch needs the same types",
+                )
+            values[entry.node] = value.detach().to(device)
         return values
+
+    @property
+    def late_buffers(self) -> list[str]:
+        """Names of buffers that one layer reads and a later layer gives the next value of."""
+        read: dict[str, int] = {}
+        late: set[str] = set()
+        for index, compiled in enumerate(self.layers):
+            for node in compiled.layer.buffers:
+                read.setdefault(node, index)
+            late |= {node for _, node in compiled.buffer_updates if read.get(node, index) != index}
+        return [buffer.name for buffer in self.program.buffers if buffer.node in late]
 
     def _paths(self) -> list[str]:
         return [entry.path for entry in self.program.inputs]
@@ -143,6 +160,10 @@ class CompiledModel:
         for output in self.program.metrics:
             found.setdefault(output.metric, []).append(tuple(values[n] for n in output.nodes))
         return found
+
+
+def _dtype_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def compile_layers(
@@ -226,9 +247,7 @@ def _argument_facts(program: Program) -> dict[str, TensorFact]:
     """Facts of weights, buffers and batch entries, by node."""
     trainable = {p.node for p in program.parameters if p.trainable and program.training}
     return {
-        node.name: TensorFact.of(
-            node.meta["val"], requires_grad=node.name in trainable
-        ).dense()
+        node.name: TensorFact.of(node.meta["val"], requires_grad=node.name in trainable).dense()
         for node in program.graph.nodes
         if node.op == "placeholder" and isinstance(node.meta.get("val"), torch.Tensor)
     }

@@ -2,8 +2,8 @@
 
 Decides the layout of a record and that a shard passes through one staging buffer on its way to the
 optimizer and back, so that host memory holds one shard's state at a time. Does not decide when
-shards move (weight_streaming.py). A run's checkpoints are elsewhere: these files live and end with
-the process.
+shards move (weight_streaming.py). A run's checkpoints are elsewhere: these files have no names once
+they are open, and end with the process.
 """
 
 from __future__ import annotations
@@ -98,7 +98,12 @@ class _Staging:
 
 
 class DiskStore(WeightStore):
-    """Weights and optimizer state in files below `directory`, which must exist."""
+    """Weights and optimizer state in files below `directory`, which must exist.
+
+    Raises:
+        PlanError: the folder does not exist, cannot be written or has too little room; later, a
+            read or write that failed.
+    """
 
     def __init__(
         self,
@@ -119,11 +124,14 @@ class DiskStore(WeightStore):
             for shard in shards
             for position, name in enumerate(shard.names)
         }
-        self._folder = Path(tempfile.mkdtemp(prefix="openwafer-store-", dir=directory))
+        self._directory = directory
         self._files: dict[int, int] = {}
         self._stagings: dict[int, _Staging] = {}
         try:
             self._create(weights, config)
+        except OSError as error:
+            self.close()
+            raise _store_failed(error, directory) from error
         except BaseException:
             self.close()
             raise
@@ -132,10 +140,11 @@ class DiskStore(WeightStore):
         by_layout: dict[tuple[_Entry, ...], _Staging] = {}
         for shard in self._shards:
             staging = _Staging(shard, weights, config)
-            path = self._folder / f"shard_{shard.index:04d}.bin"
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            file, name = tempfile.mkstemp(prefix="openwafer-store-", dir=self._directory)
             self._files[shard.index] = file
-            _preallocate(file, staging.num_bytes, path)
+            # Without a name it goes with the process, also with one that is killed.
+            os.unlink(name)
+            _preallocate(file, staging.num_bytes, self._directory)
             _write(file, staging.buffer, 0)
             self._stagings[shard.index] = by_layout.setdefault(staging.entries, staging)
 
@@ -145,7 +154,7 @@ class DiskStore(WeightStore):
             index, position = self._place_of[name]
             entry = self._stagings[index].entries[position]
             tensor = torch.empty(entry.spec.shape, dtype=entry.spec.torch_dtype)
-            _read(self._files[index], _bytes_of(tensor), entry.offset)
+            self._read(index, _bytes_of(tensor), entry.offset)
             fetched.append(tensor)
         return fetched
 
@@ -155,12 +164,24 @@ class DiskStore(WeightStore):
         staging = self._load_record(shard)
         by_position = {self._place_of[name][1]: grad for name, grad in gradients.items()}
         staging.step(by_position, learning_rate)
-        _write(self._files[shard.index], staging.buffer, 0)
+        self._write_record(shard, staging)
 
     def _load_record(self, shard: Shard) -> _Staging:
         staging = self._stagings[shard.index]
-        _read(self._files[shard.index], staging.buffer, 0)
+        self._read(shard.index, staging.buffer, 0)
         return staging
+
+    def _write_record(self, shard: Shard, staging: _Staging) -> None:
+        try:
+            _write(self._files[shard.index], staging.buffer, 0)
+        except OSError as error:
+            raise _store_failed(error, self._directory) from error
+
+    def _read(self, index: int, target: torch.Tensor, offset: int) -> None:
+        try:
+            _read(self._files[index], target, offset)
+        except OSError as error:
+            raise _store_failed(error, self._directory) from error
 
     def weights(self) -> dict[str, torch.Tensor]:
         names = [name for shard in self._shards for name in shard.names]
@@ -186,15 +207,14 @@ class DiskStore(WeightStore):
             if state and staging.optimizer is not None:
                 # The optimizer knows the weights by the names of the layout's first shard.
                 known_as = dict(zip(shard.names, staging.names, strict=True))
-                own = {known_as[name]: state[name] for name in shard.trained}
+                own = {known_as[name]: state.get(name, {}) for name in shard.trained}
                 load_optimizer_state(staging.optimizer, list(own), own)
-            _write(self._files[shard.index], staging.buffer, 0)
+            self._write_record(shard, staging)
 
     def close(self) -> None:
         for file in self._files.values():
             os.close(file)
         self._files.clear()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _lay_out(
@@ -238,7 +258,7 @@ def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(-1).view(torch.uint8)
 
 
-def _preallocate(file: int, num_bytes: int, path: Path) -> None:
+def _preallocate(file: int, num_bytes: int, directory: Path) -> None:
     """Take the space now, so that a full disk is an error before training and not during it."""
     try:
         if num_bytes:
@@ -246,13 +266,21 @@ def _preallocate(file: int, num_bytes: int, path: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        free_bytes = shutil.disk_usage(path.parent).free
+        free_bytes = shutil.disk_usage(directory).free
         raise PlanError(
             f"no room for the weight store: {num_bytes:,} bytes more are needed",
-            where=str(path),
+            where=str(directory),
             allowed=f"{free_bytes:,} bytes are free there",
             hint="give --weight_store disk:DIR on a larger disk, or ram",
         ) from error
+
+
+def _store_failed(error: OSError, directory: Path) -> PlanError:
+    return PlanError(
+        f"the weight store cannot be used: {error.strerror or error}",
+        where=str(directory),
+        hint="give --weight_store disk:DIR on another disk, or ram; go on from the last checkpoint",
+    )
 
 
 def _memory_of(tensor: torch.Tensor) -> memoryview:

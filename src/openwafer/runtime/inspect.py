@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from openwafer.runtime.compiled import CompiledLayer
+from openwafer.runtime.compiled import CompiledLayer, CompiledModel
 from openwafer.runtime.executor import Batch
 from openwafer.runtime.workload import Workload
 
@@ -23,13 +23,16 @@ def nonfinite_loss(loss: torch.Tensor) -> bool:
 
 def first_nonfinite(
     workload: Workload,
+    model: CompiledModel,
     microbatches: Sequence[Batch],
     step: int,
     weights_of: Callable[[Sequence[str]], list[torch.Tensor]],
     buffers: dict[str, torch.Tensor],
 ) -> str:
-    """One sentence: the first input, weight or layer output with a NaN or infinity in it."""
-    model = workload.training_model()
+    """One sentence: the first input, weight or layer output with a NaN or infinity in it.
+
+    `model` is the form, for training or evaluation, that the value was computed by.
+    """
     for index, batch in enumerate(microbatches):
         values = model.feed(workload.leaves(batch), workload.device)
         for entry in model.program.inputs:

@@ -35,6 +35,7 @@ class LayerPipelined(Executor):
         self._buffers = {
             node: buffer.detach().to(workload.device) for node, buffer in workload.buffers.items()
         }
+        self._last_model: CompiledModel | None = None
         self._rule: UpdateRule | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         if workload.train is not None:
@@ -45,11 +46,13 @@ class LayerPipelined(Executor):
 
     def train_step(self, microbatches: Sequence[Batch], *, step: int) -> StepResult:
         model, rule = self._workload.training_model(), self._rule
+        self._last_model = model
         assert rule is not None
         seed_scale = rule.loss_scale / len(microbatches)
         losses: list[torch.Tensor] = []
         metrics: dict[str, list[tuple[torch.Tensor, ...]]] = {}
         parts: list[dict[str, torch.Tensor]] = [{} for _ in model.layers]
+        buffers = dict(self._buffers)
         for index, batch in enumerate(microbatches):
             values = model.feed(self._workload.leaves(batch), self._workload.device)
             saved = self._forward(model, values, step, index)
@@ -57,6 +60,7 @@ class LayerPipelined(Executor):
             for name, tensors in model.metric_values(values).items():
                 metrics.setdefault(name, []).extend(tensors)
             if self._workload.guard_loss and nonfinite_loss(losses[-1]):
+                self._buffers = buffers
                 return StepResult(loss=losses[-1].detach().cpu(), applied=False)
             self._backward(model, model.seed_gradients(values, seed_scale), saved, parts)
         applied, norm, scale = self._update(parts, step)
@@ -114,7 +118,7 @@ class LayerPipelined(Executor):
         return decision.apply, decision.grad_norm, scale
 
     def eval_step(self, batch: Batch, *, step: int) -> StepResult:
-        model = self._workload.evaluation_model()
+        model = self._last_model = self._workload.evaluation_model()
         values = model.feed(self._workload.leaves(batch), self._workload.device)
         self._forward(model, values, step, 0)
         return StepResult(
@@ -143,8 +147,10 @@ class LayerPipelined(Executor):
         self._rule.load_state(state.loss_scale)
 
     def explain_nonfinite(self, microbatches: Sequence[Batch], *, step: int) -> str:
+        assert self._last_model is not None, "asked before any step"
+        buffers = dict(self._buffers)
         return first_nonfinite(
-            self._workload, microbatches, step, lambda names: self._of(names), dict(self._buffers)
+            self._workload, self._last_model, microbatches, step, self._of, buffers
         )
 
 

@@ -128,11 +128,7 @@ class RamStore(WeightStore):
                 self._weights[name].copy_(value)
         for shard in self._shards:
             if state and shard.index in self._optimizers:
-                load_optimizer_state(
-                    self._optimizers[shard.index],
-                    list(shard.trained),
-                    {name: dict(state[name]) for name in shard.trained},
-                )
+                load_optimizer_state(self._optimizers[shard.index], list(shard.trained), state)
 
 
 def _copied(state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

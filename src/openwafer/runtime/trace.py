@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from openwafer.graph.program import Program
 from openwafer.plan.layers import Layer
@@ -127,9 +127,7 @@ class LayerTracer:
         return JointGraph(module.graph, len(arguments), len(outputs), tuple(incoming))
 
     def _fake(self, fact: TensorFact) -> torch.Tensor:
-        return torch.empty_strided(
-            fact.shape, fact.strides, dtype=fact.dtype, device=self._device
-        )
+        return torch.empty_strided(fact.shape, fact.strides, dtype=fact.dtype, device=self._device)
 
     def _forward(
         self,

@@ -71,7 +71,8 @@ class UpdateRule:
         """Judge a whole backward pass by its norms, taken in the model's parameter order."""
         if not self.needs_all_gradients:
             return Decision(apply=True)
-        norm = global_norm(torch.stack([norms[name].cpu() for name in order if name in norms]))
+        found = [norms[name].cpu() for name in order if name in norms]
+        norm = global_norm(torch.stack(found)) if found else torch.zeros(())
         finite = bool(torch.isfinite(norm))
         if self._scaler:
             self._scaler.update(overflowed=not finite)

@@ -12,14 +12,17 @@ where it overlaps the next forward pass; any other update runs as its gradient a
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
+from openwafer.errors import PlanError
 from openwafer.runtime.compiled import CompiledLayer, CompiledModel, Gradients, Values
 from openwafer.runtime.executor import Batch, Executor, ModelState, StepResult
 from openwafer.runtime.gradients import add_gradients
@@ -30,6 +33,8 @@ from openwafer.runtime.update import Decision, UpdateRule
 from openwafer.runtime.workload import Workload, mean_of, state_dict_of
 
 __all__ = ["WeightStreaming"]
+
+_log = logging.getLogger("openwafer")
 
 _T = TypeVar("_T")
 
@@ -79,17 +84,20 @@ class WeightStreaming(Executor):
             node: buffer.detach().to(workload.device) for node, buffer in workload.buffers.items()
         }
         self._rule = UpdateRule(workload.optimizer) if workload.optimizer is not None else None
+        self._last_model: CompiledModel | None = None
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weight-store")
         # Both are touched by the store thread alone once an update has been handed over.
         self._pending: dict[int, _PendingUpdate] = {}
         self._failed: BaseException | None = None
+        self._told = False
 
     # ------------------------------------------------------------------ steps
 
     def train_step(self, microbatches: Sequence[Batch], *, step: int) -> StepResult:
         model, rule = self._workload.training_model(), self._rule
+        self._last_model = model
         assert rule is not None
-        scale = rule.loss_scale
+        self._refuse_late_buffers(model, len(microbatches))
         runs = [
             _Microbatch(
                 values=model.feed(self._workload.leaves(batch), self._workload.device),
@@ -98,10 +106,20 @@ class WeightStreaming(Executor):
             )
             for batch in microbatches
         ]
+        try:
+            return self._train(model, rule, runs, step)
+        finally:
+            # All given back already, unless the step was cut short.
+            self._memory.give_all("activations")
+
+    def _train(
+        self, model: CompiledModel, rule: UpdateRule, runs: Sequence[_Microbatch], step: int
+    ) -> StepResult:
+        scale, buffers = rule.loss_scale, dict(self._buffers)
         self._forward(model, runs, step, keep=True)
         losses = [run.values[model.program.loss] for run in runs]
         if self._workload.guard_loss and any(nonfinite_loss(loss) for loss in losses):
-            self._release_saved(runs)
+            self._buffers = buffers
             return StepResult(loss=mean_of(losses), applied=False)
         metrics: dict[str, list[tuple[torch.Tensor, ...]]] = {}
         for run in runs:
@@ -118,7 +136,7 @@ class WeightStreaming(Executor):
         )
 
     def eval_step(self, batch: Batch, *, step: int) -> StepResult:
-        model = self._workload.evaluation_model()
+        model = self._last_model = self._workload.evaluation_model()
         values = model.feed(self._workload.leaves(batch), self._workload.device)
         run = _Microbatch(values=values, saved=[], gradients={})
         self._forward(model, [run], step, keep=False)
@@ -129,13 +147,14 @@ class WeightStreaming(Executor):
     def _forward(
         self, model: CompiledModel, runs: Sequence[_Microbatch], step: int, *, keep: bool
     ) -> None:
-        for _, compiled, weights in self._stream(model.layers):
-            for index, run in enumerate(runs):
-                key = self._workload.key(step, index)
-                saved = compiled.forward(key, weights, self._buffers, run.values)
-                if keep:
-                    self._memory.take("activations", compiled.functions.saved_bytes)
-                    run.saved.append(saved)
+        with closing(self._stream(model.layers)) as layers:
+            for _, compiled, weights in layers:
+                for index, run in enumerate(runs):
+                    key = self._workload.key(step, index)
+                    saved = compiled.forward(key, weights, self._buffers, run.values)
+                    if keep:
+                        self._memory.take("activations", compiled.functions.saved_bytes)
+                        run.saved.append(saved)
 
     def _backward(self, model: CompiledModel, runs: Sequence[_Microbatch], step: int) -> Decision:
         """Gradients of every layer, last layer first; updates are started or put off."""
@@ -146,23 +165,24 @@ class WeightStreaming(Executor):
         norms: dict[str, torch.Tensor] = {}
         waiting: dict[int, dict[str, torch.Tensor]] = {}
         at_once = Decision(apply=True)
-        for index, compiled, weights in self._stream(model.layers, backward=True):
-            layer_sums = self._layer_gradients(compiled, weights, runs)
-            for name, gradient in layer_sums.items():
-                sums[name] = sums[name].add_(gradient) if name in sums else gradient
-            done = {n: sums.pop(n) for n in self._complete(index) if n in sums}
-            if not done:
-                continue
-            rule.unscale_(list(done.values()))
-            norms.update(rule.norms(done))
-            if rule.needs_all_gradients:
-                waiting[index] = done
-            else:
-                update = _PendingUpdate(
-                    gradients=done, decision=at_once, learning_rate=learning_rate
-                )
-                self._hand_over(index, update)
-                self._on_store(self._apply_pending, self._shards[index])
+        with closing(self._stream(model.layers, backward=True)) as layers:
+            for index, compiled, weights in layers:
+                layer_sums = self._layer_gradients(compiled, weights, runs)
+                for name, gradient in layer_sums.items():
+                    sums[name] = sums[name].add_(gradient) if name in sums else gradient
+                done = {n: sums.pop(n) for n in self._complete(index) if n in sums}
+                if not done:
+                    continue
+                rule.unscale_(list(done.values()))
+                norms.update(rule.norms(done))
+                if rule.needs_all_gradients:
+                    waiting[index] = done
+                else:
+                    update = _PendingUpdate(
+                        gradients=done, decision=at_once, learning_rate=learning_rate
+                    )
+                    self._hand_over(index, update)
+                    self._on_store(self._apply_pending, self._shards[index])
         decision = rule.decide(norms, self._workload.trained)
         for index, gradients in waiting.items() if decision.apply else ():
             update = _PendingUpdate(
@@ -188,16 +208,25 @@ class WeightStreaming(Executor):
             add_gradients(sums, compiled.layer.parameters, grads)
         return sums
 
-    def _release_saved(self, runs: Sequence[_Microbatch]) -> None:
-        for run in runs:
-            run.saved.clear()
-        self._memory.give_all("activations")
+    @staticmethod
+    def _refuse_late_buffers(model: CompiledModel, num_microbatches: int) -> None:
+        """All microbatches of a layer run before the next layer, so a value that a later layer
+        gives would reach the next microbatch too late."""
+        late = model.late_buffers if num_microbatches > 1 else []
+        if late:
+            raise PlanError(
+                f"weight streaming cannot accumulate gradients with {', '.join(late)}: it is read "
+                "in one layer and updated in a later one",
+                allowed="buffers that are read and updated in one layer",
+                hint="grad_accum_steps: 1, --execution_mode layer_pipelined, or a module of its "
+                "own (a batch norm, say) for each place",
+            )
 
     # ------------------------------------------------------------------ streaming
 
     def _stream(
         self, layers: Sequence[CompiledLayer], *, backward: bool = False
-    ) -> Iterator[tuple[int, CompiledLayer, list[torch.Tensor]]]:
+    ) -> Generator[tuple[int, CompiledLayer, list[torch.Tensor]]]:
         """Each layer with its weights on the device, the following ones already on their way."""
         order = list(enumerate(layers))
         if backward:
@@ -210,11 +239,14 @@ class WeightStreaming(Executor):
                     ahead.append(self._on_store(self._fetch, order[requested][1]))
                     requested += 1
                 weights = ahead.popleft().result()
-                yield index, compiled, weights
-                self._memory.give("weights", _num_bytes(weights))
+                try:
+                    yield index, compiled, weights
+                finally:
+                    self._memory.give("weights", _num_bytes(weights))
         finally:
             for future in ahead:
-                self._memory.give("weights", _num_bytes(future.result()))
+                if future.exception() is None:
+                    self._memory.give("weights", _num_bytes(future.result()))
 
     def _fetch(self, compiled: CompiledLayer) -> list[torch.Tensor]:
         """On the store thread: apply what is pending for these weights, then bring them over."""
@@ -243,6 +275,7 @@ class WeightStreaming(Executor):
     def _on_store(self, function: Callable[..., _T], *arguments: Any) -> Future[_T]:
         """Queue work for the store thread; a failure of it surfaces at the next request."""
         if self._failed is not None:
+            self._told = True
             raise self._failed
         future = self._thread.submit(function, *arguments)
         future.add_done_callback(self._note_failure)
@@ -280,10 +313,16 @@ class WeightStreaming(Executor):
         def weights_of(names: Sequence[str]) -> list[torch.Tensor]:
             return [weight.to(self._workload.device) for weight in self._store.fetch(names)]
 
-        return first_nonfinite(self._workload, microbatches, step, weights_of, dict(self._buffers))
+        assert self._last_model is not None, "asked before any step"
+        buffers = dict(self._buffers)
+        return first_nonfinite(
+            self._workload, self._last_model, microbatches, step, weights_of, buffers
+        )
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)
+        if self._failed is not None and not self._told:
+            _log.error("the weight store failed in the last step: %s", self._failed)
         self._store.close()
 
 

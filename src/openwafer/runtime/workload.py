@@ -19,7 +19,7 @@ from openwafer.runtime.compiled import CompiledModel
 from openwafer.runtime.executor import Batch
 from openwafer.runtime.randomness import DrawKey
 
-__all__ = ["Workload", "mean_of", "state_dict_of"]
+__all__ = ["Workload", "mean_of", "nothing_to_train", "state_dict_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,10 @@ class Workload:
     device: torch.device
     seed: int
     guard_loss: bool = True
+
+    def __post_init__(self) -> None:
+        if self.train is not None and self.train.trained.isdisjoint(self.trained):
+            raise nothing_to_train()
 
     def training_model(self) -> CompiledModel:
         if self.train is None:
@@ -77,6 +81,16 @@ class Workload:
                 for buffer in program.buffers:
                     if buffer.name in state_dict and buffer.node in buffers:
                         buffers[buffer.node].copy_(state_dict[buffer.name])
+
+
+def nothing_to_train() -> PlanError:
+    """The error for a model whose loss no gradient leaves."""
+    return PlanError(
+        "the loss depends on no trainable weight: there is nothing to train",
+        allowed="a loss that some weight with requires_grad has an influence on",
+        hint="look for .detach(), torch.no_grad() and requires_grad_(False); "
+        "--mode eval needs no gradients",
+    )
 
 
 def state_dict_of(

@@ -45,7 +45,7 @@ def attention(size: dict[str, int], **arguments: object) -> MultiheadAttention:
 SIZE = {"batch": 2, "queries": 3, "keys": 4, "heads": 2, "head_dim": 4}
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(size=shapes, bias=st.booleans(), mask_kind=st.sampled_from(["none", "float", "bool", "3d"]))
 def test_equals_torch(size: dict[str, int], bias: bool, mask_kind: str) -> None:
     layer = attention(size, use_projection_bias=bias, use_ffn_bias=bias)
@@ -96,7 +96,7 @@ def test_both_paths_have_the_same_gradients() -> None:
     )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     size=shapes,
     seed=st.integers(0, 1000),

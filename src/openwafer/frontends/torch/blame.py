@@ -7,6 +7,7 @@ Does not decide what can be captured.
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import sysconfig
 import traceback
@@ -16,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
+from torch import fx, nn
 from torch.fx.traceback import annotate
 from torch.overrides import TorchFunctionMode
 
@@ -24,9 +26,13 @@ from openwafer.errors import CaptureError
 __all__ = [
     "USER_LINE",
     "UserLines",
+    "calling_user_line",
+    "definition_of",
     "explain_export_failure",
     "innermost_user_line",
     "user_line_of",
+    "user_line_of_node",
+    "value_dependent",
 ]
 
 USER_LINE = "openwafer_user_line"
@@ -35,16 +41,16 @@ USER_LINE = "openwafer_user_line"
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _STDLIB = sysconfig.get_paths()["stdlib"]
 _FOREIGN = (
-    str(Path(torch.__file__).parent),
-    str(Path(__file__).parents[2]),
-    _STDLIB + "/contextlib",
-    _STDLIB + "/runpy",
-    _STDLIB + "/functools",
+    str(Path(torch.__file__).parent) + os.sep,
+    str(Path(__file__).parents[2]) + os.sep,
     "<",
 )
 
 
 def _is_user_file(path: str) -> bool:
+    """Whether a frame is worth showing: not torch's, not ours, not the standard library's."""
+    if path.startswith(_STDLIB + os.sep):
+        return "site-packages" in path or "dist-packages" in path
     return not path.startswith(_FOREIGN)
 
 
@@ -77,14 +83,15 @@ class UserLines(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        place = _calling_user_line()
+        place = calling_user_line()
         if place is None:
             return func(*args, **(kwargs or {}))
         with annotate({USER_LINE: place}):
             return func(*args, **(kwargs or {}))
 
 
-def _calling_user_line() -> tuple[str, int] | None:
+def calling_user_line() -> tuple[str, int] | None:
+    """File and line of the innermost user frame that is being run."""
     frame = inspect.currentframe()
     while frame is not None:
         if _is_user_file(frame.f_code.co_filename):
@@ -93,26 +100,79 @@ def _calling_user_line() -> tuple[str, int] | None:
     return None
 
 
+def user_line_of_node(node: fx.Node) -> tuple[str, int]:
+    """File and line of the user's code that a traced operation comes from; ("", 0) if unknown."""
+    noted = (node.meta.get("custom") or {}).get(USER_LINE)
+    return noted or innermost_user_line(node.meta.get("stack_trace") or "")
+
+
+def definition_of(call: Any) -> str:
+    """`file:line` where a model's forward, or what is called instead of it, is defined; empty if
+    that is not the user's code."""
+    function = call
+    if isinstance(call, nn.Module):
+        function = type(call).forward
+    elif not inspect.isroutine(call):
+        function = type(call).__call__
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None or not _is_user_file(code.co_filename):
+        return ""
+    return f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def value_dependent(where: str) -> CaptureError:
+    """The error for Python code, or shapes, that depend on what is in a tensor."""
+    return CaptureError(
+        "the model's Python code depends on the value of a tensor",
+        where=where,
+        allowed="a static graph: the same operations for every batch",
+        hint="replace `if tensor:` by torch.where, and drop .item(), .tolist(), .numpy() and "
+        "boolean indexing from the forward pass",
+    )
+
+
+_VALUE_DEPENDENT = re.compile(
+    r"data-dependent expression|GuardOnDataDependent|DynamicOutputShape|DataDependentOutput|"
+    r"\.item\(\)|\.numpy\(\)|_local_scalar_dense|nonzero|[Uu]nbacked"
+)
+
 _EXPLANATIONS: tuple[tuple[str, str, str, str], ...] = (
     (
-        r"(data-dependent expression|GuardOnDataDependent|\.item\(\)|_local_scalar_dense|"
-        r"nonzero|unbacked)",
-        "the model's Python code depends on the value of a tensor",
-        "a static graph: the same operations for every batch",
-        "replace `if tensor:` by torch.where, and drop .item(), .tolist() and boolean indexing "
-        "from the forward pass",
-    ),
-    (
-        r"(FakeTensor|fake tensor|Meta function|meta kernel|register_fake)",
+        r"UnsupportedOperatorException|UnsupportedFakeTensorException|register_fake|"
+        r"fake impl|Meta (function|kernel)|aten::\S+ is not implemented for .*meta",
         "an operation has no rule for shapes alone (a fake-tensor rule)",
         "operations of torch, or custom ones with torch.library.register_fake",
         "register a fake implementation, or write the operation with torch functions",
     ),
     (
-        r"autograd\.Function",
-        "a custom torch.autograd.Function cannot be captured",
-        "torch operations, whose backward is known",
-        "write the forward with torch operations, or wrap it as a torch.library custom op",
+        r"found two different devices|two devices",
+        "the forward pass mixes tensors of two devices",
+        "one device for weights, buffers, inputs and what the code makes itself",
+        "make new tensors with device=x.device",
+    ),
+    (
+        r"Unsupported input type",
+        "the batch holds an object that is neither a tensor nor a tuple, list or dict of tensors",
+        "tensors, in tuples, lists, dicts or named tuples",
+        "let the data loader yield such a structure, e.g. dict(batch), torch.as_tensor(array)",
+    ),
+    (
+        r"uninitialized parameter",
+        "the model has a lazy layer whose sizes are not known yet",
+        "weights of fixed shapes",
+        "call the model with one batch before, or give the layer its sizes",
+    ),
+    (
+        r"higher order operator|HigherOrderOperator",
+        "a control-flow operator (torch.cond, while_loop, ...) cannot be captured",
+        "a static graph: the same operations for every batch",
+        "compute both sides and choose with torch.where",
+    ),
+    (
+        r"expected compiled_fn to be GraphModule",
+        "a buffer that the forward pass changes is known under two names",
+        "one name for each module and buffer that changes",
+        "keep the module (a batch norm, say) in one attribute",
     ),
 )
 
@@ -124,6 +184,8 @@ def explain_export_failure(error: Exception) -> CaptureError:
     if not where:
         file, line = innermost_user_line(text)
         where = f"{file}:{line}" if file else ""
+    if _VALUE_DEPENDENT.search(text):
+        return value_dependent(where)
     for pattern, what, allowed, hint in _EXPLANATIONS:
         if re.search(pattern, text):
             return CaptureError(what, where=where, allowed=allowed, hint=hint)

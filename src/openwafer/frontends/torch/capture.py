@@ -1,32 +1,23 @@
 """From a PyTorch model to a Program.
 
-Decides how a model is traced (`torch.export`, non-strict, functional ATen), how the user's lines
-and module paths are kept, and how a model that cannot be captured is explained. Does not decide
-what is supported: that is the kernels' business.
+Decides how the user's code is called, what its batch entries, weights, buffers, loss and metrics
+are in the graph, and where each operation comes from. Does not decide how the graph is traced
+(export.py), nor what is supported: that is the kernels' business.
 """
 
 from __future__ import annotations
 
-import io
 import logging
-import sys
-import warnings
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.traceback import preserve_node_meta
 from torch.utils import _pytree as pytree
 
 from openwafer.errors import CaptureError
-from openwafer.frontends.torch.blame import (
-    USER_LINE,
-    UserLines,
-    explain_export_failure,
-    innermost_user_line,
-)
+from openwafer.frontends.torch.blame import definition_of, user_line_of_node
+from openwafer.frontends.torch.export import export_step
 from openwafer.frontends.torch.metrics import CBMetric, capture_metrics
 from openwafer.graph.program import (
     Buffer,
@@ -40,12 +31,14 @@ from openwafer.graph.program import (
 
 __all__ = ["Captured", "capture_module", "capture_step", "extract_loss", "flatten_batch"]
 
+_log = logging.getLogger("openwafer")
+
 
 def extract_loss(outputs: Any) -> torch.Tensor:
     """The loss in what a model returned: the tensor itself, `.loss`, `["loss"]`, or the first item.
 
     Raises:
-        CaptureError: there is none, or it is not a scalar.
+        CaptureError: there is none, or it is not a floating-point scalar.
     """
     loss: Any = outputs
     if not isinstance(loss, torch.Tensor):
@@ -60,6 +53,12 @@ def extract_loss(outputs: Any) -> torch.Tensor:
             f"the model returned {type(outputs).__name__}, in which there is no loss",
             allowed='a scalar tensor, or an output with `.loss`, ["loss"], or the loss first',
             hint="return the loss from the model's call, e.g. by giving it the labels too",
+        )
+    if not loss.is_floating_point():
+        raise CaptureError(
+            f"the loss is of type {str(loss.dtype).removeprefix('torch.')}",
+            allowed="a floating-point scalar",
+            hint="return the loss first, then logits or predictions",
         )
     if loss.numel() != 1:
         raise CaptureError(
@@ -88,7 +87,11 @@ class _Step(nn.Module):
     """One call of the user's code as the module to export: a batch in, loss and metrics out."""
 
     def __init__(
-        self, modules: Mapping[str, nn.Module], call: Callable[[Any], Any], outputs: list[Any]
+        self,
+        modules: Mapping[str, nn.Module],
+        call: Callable[[Any], Any],
+        outputs: list[Any],
+        defined_at: str,
     ) -> None:
         super().__init__()
         for name, module in modules.items():
@@ -96,15 +99,30 @@ class _Step(nn.Module):
         # In tuples, so that nn.Module registers neither the user's object nor its modules again.
         self._call = (call,)
         self._metric_calls = (outputs,)
+        self._defined_at = defined_at
 
     def forward(self, batch: Any) -> list[torch.Tensor]:
         with capture_metrics() as calls:
-            loss = extract_loss(self._call[0](batch))
+            outputs = self._call[0](batch)
+        try:
+            loss = extract_loss(outputs)
+        except CaptureError as error:
+            error.where = self._defined_at
+            raise
         self._metric_calls[0][:] = [(metric, len(tensors)) for metric, tensors in calls]
-        return [loss.reshape(()), *(t for _, tensors in calls for t in tensors)]
+        held = {id(tensor) for tensor in [*self.parameters(), *self.buffers()]}
+        # A metric of a weight gets a copy, since only what is computed leaves the graph.
+        wanted = [t.clone() if id(t) in held else t for _, tensors in calls for t in tensors]
+        return [loss if loss.dim() == 0 else loss.reshape(()), *wanted]
 
 
-def capture_module(model: nn.Module, batch: Any, *, training: bool = True) -> Captured:
+def capture_module(
+    model: nn.Module,
+    batch: Any,
+    *,
+    training: bool = True,
+    autocast_dtype: torch.dtype | None = None,
+) -> Captured:
     """Capture any `nn.Module`: `model(**batch)` for a dict, `model(*batch)` for a tuple or list,
     `model(batch)` otherwise. The loss is found by `extract_loss`.
 
@@ -119,7 +137,15 @@ def capture_module(model: nn.Module, batch: Any, *, training: bool = True) -> Ca
             return model(*data)
         return model(data)
 
-    return capture_step({"model": model}, call, batch, training=training, name=type(model).__name__)
+    return capture_step(
+        {"model": model},
+        call,
+        batch,
+        training=training,
+        name=type(model).__name__,
+        autocast_dtype=autocast_dtype,
+        defined_at=definition_of(model),
+    )
 
 
 def capture_step(
@@ -129,60 +155,47 @@ def capture_step(
     *,
     training: bool,
     name: str,
+    autocast_dtype: torch.dtype | None = None,
+    defined_at: str = "",
 ) -> Captured:
     """Capture `call(batch)`, which may use `modules` (the first one is the model proper).
 
     Args:
         modules: every module that `call` runs; state_dict names of the first are kept as they are,
             those of the others get the key as a prefix.
-        batch: an example batch; only shapes and dtypes count. Its leading dimension is the number
-            of samples that all shapes of the Program are for.
+        batch: an example batch; only shapes and dtypes count, but for entries that are not tensors.
+            Its leading dimension is the number of samples that all shapes of the Program are for.
         training: capture with dropout and batch statistics on, or in evaluation mode.
+        autocast_dtype: capture what runs under torch.autocast in this dtype, with its casts as
+            operations. Code that asks for a tensor's dtype is only then captured as it runs.
+        defined_at: `file:line` to blame for what is returned; found from `call` if empty.
 
     Raises:
         CaptureError: see `capture_module`.
     """
     metric_calls: list[tuple[CBMetric, int]] = []
-    step = _Step(modules, call, metric_calls)
-    was_training = [module.training for module in step.modules()]
+    defined_at = defined_at or definition_of(call)
+    step = _Step(modules, call, metric_calls, defined_at)
+    was_training = [(module, module.training) for module in step.modules()]
     step.train(training)
     try:
-        exported = _export(step, batch)
+        exported = export_step(step, batch, training=training, autocast_dtype=autocast_dtype)
     finally:
-        for module, mode in zip(step.modules(), was_training, strict=True):
+        for module, mode in was_training:
             module.training = mode
+    if not _loss_is_computed(exported):
+        raise CaptureError(
+            "the loss is not computed: it is an input, a weight or a constant",
+            where=defined_at,
+            allowed="a loss that the model computes from the batch",
+        )
     program = _to_program(exported, batch, metric_calls, next(iter(modules)), training, name)
     return Captured(program, {metric.name: metric for metric, _ in metric_calls})
 
 
-def _export(step: nn.Module, batch: Any) -> torch.export.ExportedProgram:
-    try:
-        with _quiet_export(), preserve_node_meta():
-            with UserLines():
-                exported = torch.export.export(step, (batch,), strict=False)
-            _inline_grad_modes(exported.graph_module)
-            # An empty table keeps operations as the user wrote them and makes them functional.
-            return exported.run_decompositions({})
-    except CaptureError:
-        raise
-    except Exception as error:
-        raise explain_export_failure(error) from error
-
-
-@contextmanager
-def _quiet_export() -> Generator[None]:
-    """Keep torch.export's own notices and graph dumps off the terminal: no user can act on them."""
-    previous = logging.root.manager.disable
-    printed = io.StringIO()
-    with warnings.catch_warnings(), redirect_stderr(printed):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(previous)
-    # On success, what the user's own code printed; on failure, torch's dump of the graph so far.
-    sys.stderr.write(printed.getvalue())
+def _loss_is_computed(exported: torch.export.ExportedProgram) -> bool:
+    loss = str(next(iter(exported.graph_signature.user_outputs)))
+    return any(n.name == loss and n.op == "call_function" for n in exported.graph.nodes)
 
 
 def _to_program(
@@ -194,22 +207,24 @@ def _to_program(
     name: str,
 ) -> Program:
     graph = exported.graph_module.graph
-    _drop_assertions(graph)
+    nodes = {node.name: node for node in graph.nodes}
     for node in graph.nodes:
         node.meta["site"] = _site(node, model_key)
-    outputs = _output_nodes(exported)
-    _refuse_input_mutation(exported)
+    _refuse_mutation(exported, nodes)
+    outputs = [str(name) for name in exported.graph_signature.user_outputs]
     metrics: list[MetricOutput] = []
     position = 1
     for metric, count in metric_calls:
-        nodes = tuple(outputs[position : position + count])
-        metrics.append(MetricOutput(metric=metric.name, nodes=nodes))
+        metrics.append(
+            MetricOutput(metric=metric.name, nodes=tuple(outputs[position : position + count]))
+        )
         position += count
     inputs = _inputs(exported, batch)
+    parameters, foreign = _parameters(exported, nodes, model_key)
     return Program(
         graph=graph,
-        parameters=_parameters(exported, model_key),
-        buffers=_buffers(exported, model_key, training),
+        parameters=parameters,
+        buffers=(*_buffers(exported, nodes, model_key, training), *foreign),
         inputs=inputs,
         loss=outputs[0],
         metrics=tuple(metrics),
@@ -219,46 +234,53 @@ def _to_program(
     )
 
 
-def _node_named(exported: torch.export.ExportedProgram, name: str) -> fx.Node:
-    return next(node for node in exported.graph.nodes if node.name == name)
-
-
 def _user_name(target: str, model_key: str) -> str:
     """The state_dict name the user knows: without the wrapper's prefix for the model proper."""
     return target.removeprefix(f"{model_key}.")
 
 
-def _parameters(exported: torch.export.ExportedProgram, model_key: str) -> tuple[Parameter, ...]:
-    """Distinct parameters in the model's order; tied ones once, with the other names as aliases."""
-    placeholders = {node.name: node for node in exported.graph.nodes if node.op == "placeholder"}
+def _parameters(
+    exported: torch.export.ExportedProgram, nodes: Mapping[str, fx.Node], model_key: str
+) -> tuple[tuple[Parameter, ...], tuple[Buffer, ...]]:
+    """Distinct parameters of the model in its order, tied ones once, with the other names as
+    aliases; and those of other modules, which nothing trains, as buffers."""
+    prefix = f"{model_key}."
     by_tensor: dict[int, list[tuple[str, fx.Node]]] = {}
-    tensors: dict[int, torch.Tensor] = {}
     for node_name, target in exported.graph_signature.inputs_to_parameters.items():
         tensor = exported.state_dict[target]
-        tensors[id(tensor)] = tensor
-        by_tensor.setdefault(id(tensor), []).append((target, placeholders[node_name]))
+        by_tensor.setdefault(id(tensor), []).append((target, nodes[node_name]))
     parameters: list[Parameter] = []
-    for key, entries in by_tensor.items():
+    foreign: list[Buffer] = []
+    for entries in by_tensor.values():
         used = next((node for _, node in entries if node.users), entries[0][1])
         for _, node in entries:
             if node is not used:
                 node.replace_all_uses_with(used)
-        names = [_user_name(target, model_key) for target, _ in entries]
-        tensor = tensors[key]
+        tensor = exported.state_dict[entries[0][0]]
+        spec = TensorSpec.of(tensor)
+        names = [target.removeprefix(prefix) for target, _ in entries if target.startswith(prefix)]
+        if not names:
+            foreign.append(Buffer(name=entries[0][0], node=used.name, spec=spec, persistent=False))
+            if tensor.requires_grad:
+                _log.warning("weight %s is not in the model itself: not trained", entries[0][0])
+            continue
         parameters.append(
             Parameter(
                 name=names[0],
                 node=used.name,
-                spec=TensorSpec.of(tensor),
+                spec=spec,
                 trainable=bool(tensor.requires_grad),
                 aliases=tuple(names[1:]),
             )
         )
-    return tuple(parameters)
+    return tuple(parameters), tuple(foreign)
 
 
 def _buffers(
-    exported: torch.export.ExportedProgram, model_key: str, training: bool
+    exported: torch.export.ExportedProgram,
+    nodes: Mapping[str, fx.Node],
+    model_key: str,
+    training: bool,
 ) -> tuple[Buffer, ...]:
     signature = exported.graph_signature
     updates = {target: node for node, target in signature.buffers_to_mutate.items()}
@@ -266,14 +288,17 @@ def _buffers(
         Buffer(
             name=_user_name(target, model_key),
             node=node,
-            spec=TensorSpec.of(_node_named(exported, node).meta["val"]),
-            persistent=target not in signature.non_persistent_buffers,
+            spec=TensorSpec.of(nodes[node].meta["val"]),
+            persistent=(
+                target not in signature.non_persistent_buffers
+                and target.startswith(f"{model_key}.")
+            ),
             update=updates.get(target),
         )
         for node, target in signature.inputs_to_buffers.items()
     ]
     constants = [
-        _constant(_node_named(exported, node), exported.constants[target], training)
+        _constant(nodes[node], exported.constants[target], training)
         for node, target in signature.inputs_to_lifted_tensor_constants.items()
     ]
     return (*buffers, *constants)
@@ -294,6 +319,12 @@ def _inputs(exported: torch.export.ExportedProgram, batch: Any) -> tuple[GraphIn
     """Batch entries in pytree order; entries that are not tensors were burnt in as constants."""
     names = list(exported.graph_signature.user_inputs)
     leaves = flatten_batch(batch)
+    fixed = [path for path, leaf in leaves.items() if isinstance(leaf, (int, float, complex))]
+    if fixed:
+        _log.warning(
+            "batch entries %s are numbers, not tensors: the first batch's are used in every step",
+            ", ".join(fixed),
+        )
     return tuple(
         GraphInput(path=path, node=str(name), spec=TensorSpec.of(leaf))
         for (path, leaf), name in zip(leaves.items(), names, strict=True)
@@ -301,69 +332,28 @@ def _inputs(exported: torch.export.ExportedProgram, batch: Any) -> tuple[GraphIn
     )
 
 
-def _output_nodes(exported: torch.export.ExportedProgram) -> list[str]:
-    return [str(name) for name in exported.graph_signature.user_outputs]
-
-
-def _refuse_input_mutation(exported: torch.export.ExportedProgram) -> None:
-    mutated = exported.graph_signature.user_inputs_to_mutate
-    if not mutated:
-        return
-    node = _node_named(exported, next(iter(mutated)))
-    site: Site = node.meta["site"]
-    raise CaptureError(
-        f"the model changes its input {next(iter(mutated.values()))} in place",
-        where=str(site),
-        allowed="inputs that are only read",
-        hint="work on a copy: x = x.clone(), or use the operation without the trailing underscore",
-    )
-
-
-def _inline_grad_modes(module: fx.GraphModule) -> None:
-    """Replace `with torch.no_grad():` regions by their operations and a detach of each result.
-
-    torch.export keeps such a region as a call of a submodule; kernels and layers want plain
-    operations, and a detach stops the gradient just as well.
-    """
-    graph = module.graph
-    for node in list(graph.nodes):
-        if node.op != "call_function" or getattr(node.target, "__name__", "") != (
-            "wrap_with_set_grad_enabled"
-        ):
-            continue
-        enabled, target, *arguments = node.args
-        region = getattr(module, target.target)
-        inner = [n for n in region.graph.nodes if n.op == "placeholder"]
-        environment: dict[fx.Node, Any] = dict(zip(inner, arguments, strict=True))
-        results: Any = ()
-        with graph.inserting_before(node):
-            for source in region.graph.nodes:
-                if source.op == "output":
-                    results = source.args[0]
-                elif source.op != "placeholder":
-                    environment[source] = graph.node_copy(source, environment.__getitem__)
-            outputs = [environment[r] for r in results]
-            if not enabled:
-                outputs = [_detached(graph, value) for value in outputs]
-        for user in list(node.users):
-            user.replace_all_uses_with(outputs[user.args[1]])
-            graph.erase_node(user)
-        graph.erase_node(node)
-        if not target.users:
-            graph.erase_node(target)
-
-
-def _drop_assertions(graph: fx.Graph) -> None:
-    """Remove checks of static facts, which hold for every batch of the captured shape."""
-    for node in reversed(list(graph.nodes)):
-        if node.target is torch.ops.aten._assert_tensor_metadata.default:
-            graph.erase_node(node)
-
-
-def _detached(graph: fx.Graph, value: fx.Node) -> fx.Node:
-    result = graph.call_function(torch.ops.aten.detach.default, (value,))
-    result.meta.update(value.meta)
-    return result
+def _refuse_mutation(exported: torch.export.ExportedProgram, nodes: Mapping[str, fx.Node]) -> None:
+    signature = exported.graph_signature
+    for what, mutated, hint in (
+        (
+            "its input",
+            signature.user_inputs_to_mutate,
+            "work on a copy: x = x.clone(), or use the operation without the trailing underscore",
+        ),
+        (
+            "its weight",
+            signature.parameters_to_mutate,
+            "compute with a changed copy, e.g. weight.clamp(-1, 1), or keep it in a buffer",
+        ),
+    ):
+        for node_name, target in mutated.items():
+            file, line = user_line_of_node(nodes[node_name])
+            raise CaptureError(
+                f"the model changes {what} {target} in place",
+                where=f"{file}:{line}" if file else "",
+                allowed="inputs and weights that the forward pass only reads",
+                hint=hint,
+            )
 
 
 def _site(node: fx.Node, model_key: str) -> Site:
@@ -372,8 +362,6 @@ def _site(node: fx.Node, model_key: str) -> Site:
     for entry in stack.values():
         module, kind = entry
         module_type = kind if isinstance(kind, str) else kind.__qualname__
-    file, line = (node.meta.get("custom") or {}).get(USER_LINE) or innermost_user_line(
-        node.meta.get("stack_trace") or ""
-    )
+    file, line = user_line_of_node(node)
     module = _user_name(module, model_key) if module != model_key else ""
     return Site(module=module, module_type=module_type.rsplit(".", 1)[-1], file=file, line=line)

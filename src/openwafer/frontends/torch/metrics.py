@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from openwafer.errors import ConfigError
+
 __all__ = [
     "AccuracyMetric",
     "CBMetric",
@@ -39,7 +41,7 @@ class DeviceOutputs:
     kwargs: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def flat(self) -> tuple[torch.Tensor, ...]:
-        return (*self.args, *self.kwargs.values())
+        return tuple(map(torch.as_tensor, (*self.args, *self.kwargs.values())))
 
 
 @dataclass(slots=True)
@@ -78,7 +80,7 @@ class CBMetric(ABC):
             unique = f"{base}_{count}"
         self._name = unique
         self._num_updates = 0
-        self._host_kwargs: tuple[str, ...] = ()
+        self._host_kwargs: tuple[str, ...] | None = None
         _registry[unique] = self
         self.init_state()
 
@@ -116,7 +118,14 @@ class CBMetric(ABC):
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         outputs = self.update_on_device(*args, **kwargs)
-        self._host_kwargs = tuple(outputs.kwargs)
+        names = tuple(outputs.kwargs)
+        if self._host_kwargs not in (None, names):
+            raise ConfigError(
+                f"metric {self.name} is called with the keywords {', '.join(names) or 'none'}",
+                allowed=f"those of its first call: {', '.join(self._host_kwargs) or 'none'}",
+                hint="one metric for each way of calling it",
+            )
+        self._host_kwargs = names
         capture = _capture.get()
         if capture is not None:
             capture.calls.append((self, outputs.flat()))
@@ -126,10 +135,9 @@ class CBMetric(ABC):
     def update_from_device(self, tensors: Sequence[torch.Tensor]) -> None:
         """Run the host part on the flat tensors of one step (positional ones first)."""
         host = [tensor.detach().cpu() for tensor in tensors]
-        split = len(host) - len(self._host_kwargs)
-        self.update_on_host(
-            *host[:split], **dict(zip(self._host_kwargs, host[split:], strict=True))
-        )
+        names = self._host_kwargs or ()
+        split = len(host) - len(names)
+        self.update_on_host(*host[:split], **dict(zip(names, host[split:], strict=True)))
         self._num_updates += 1
 
 

@@ -6,6 +6,7 @@ Decides its place and form. Does not decide what the parameters are (config/).
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def write_params(params: Params, mode: str) -> Path:
             yaml.safe_dump(_plain(params.raw), file, sort_keys=False)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise ConfigError(
             f"the run's folder cannot be written: {error.strerror}",
             where=str(path),

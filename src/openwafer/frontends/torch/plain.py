@@ -23,7 +23,7 @@ from openwafer.optim.state import load_optimizer_state, optimizer_state
 from openwafer.runtime.executor import Batch, Executor, ModelState, StepResult
 from openwafer.runtime.randomness import DrawKey, KeyedDraws
 from openwafer.runtime.update import UpdateRule
-from openwafer.runtime.workload import mean_of
+from openwafer.runtime.workload import mean_of, nothing_to_train
 
 __all__ = ["PlainExecutor"]
 
@@ -61,6 +61,7 @@ class PlainExecutor(Executor):
         self._trained = {n: w for n, w in model.named_parameters() if w.requires_grad}
         self._rule = UpdateRule(optimizer) if optimizer else None
         self._optimizer = build_optimizer(optimizer, self._trained) if optimizer else None
+        self._versions: dict[str, int] | None = None
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._autocast_dtype is None:
@@ -94,12 +95,16 @@ class PlainExecutor(Executor):
         optimizer.zero_grad(set_to_none=True)
         scale, metrics = rule.loss_scale, Metrics()
         losses: list[torch.Tensor] = []
+        buffers = self._changing_buffers() if self._guard_loss else {}
         for index, batch in enumerate(microbatches):
             loss = self._forward(batch, step=step, index=index, metrics=metrics)
             losses.append(loss)
             if self._guard_loss and not bool(torch.isfinite(loss)):
+                self._restore(buffers)
                 optimizer.zero_grad(set_to_none=True)
                 return StepResult(loss=loss.detach().cpu(), applied=False)
+            if not loss.requires_grad:
+                raise nothing_to_train()
             loss.backward(torch.full_like(loss, scale / len(microbatches)))
         grads = {n: w.grad for n, w in self._trained.items() if w.grad is not None}
         rule.unscale_(list(grads.values()))
@@ -115,6 +120,30 @@ class PlainExecutor(Executor):
             loss_scale=scale if rule.scales_loss else None,
             metrics=metrics,
         )
+
+    def _changing_buffers(self) -> dict[str, torch.Tensor]:
+        """Copies of the buffers that a forward pass changes: all before the first step, then those
+        that the steps so far have written to (batch statistics, not masks)."""
+        now = {name: buffer._version for name, buffer in self._buffers()}
+        before, self._versions = self._versions, self._versions or now
+        return {
+            name: buffer.clone()
+            for name, buffer in self._buffers()
+            if before is None or before.get(name) != buffer._version
+        }
+
+    def _buffers(self) -> list[tuple[str, torch.Tensor]]:
+        return [
+            (f"{index}.{name}", buffer)
+            for index, module in enumerate(self._modules)
+            for name, buffer in module.named_buffers()
+        ]
+
+    def _restore(self, buffers: dict[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, buffer in self._buffers():
+                if name in buffers:
+                    buffer.copy_(buffers[name])
 
     def eval_step(self, batch: Batch, *, step: int) -> StepResult:
         self._set_training(False)
@@ -157,12 +186,14 @@ class PlainExecutor(Executor):
 
             return hook
 
+        before = {name: buffer.clone() for name, buffer in self._buffers()}
         handles = [m.register_forward_hook(look(n)) for n, m in self._model.named_modules()]
         try:
             with torch.no_grad():
                 for index, batch in enumerate(microbatches):
                     self._forward(batch, step=step, index=index, metrics={})
         finally:
+            self._restore(before)
             for handle in handles:
                 handle.remove()
         return f"{found[0]}: its output is the first that is not finite" if found else "the loss"

@@ -47,6 +47,7 @@ from openwafer.optim.schedule import learning_rate_at
 from openwafer.optim.state import from_torch_state_dict, to_torch_state_dict
 from openwafer.pipeline import CompiledProgram, choose_mode, compile_program, validate_program
 from openwafer.plan.text import plan_text
+from openwafer.plan.validation import write_validation
 from openwafer.runtime.executor import Executor
 from openwafer.streaming import tasks
 from openwafer.streaming.auth import discard_secret, run_secret
@@ -226,6 +227,7 @@ def _compile_only(model: _Model) -> None:
     _log.info(_BANNER.format("Starting Compilation"))
     if config.validate_only:
         report = validate_program(captured.program, execution_mode)
+        write_validation(report, config.model_dir / "validate.json")
         report.raise_if_refused()
         _log.info("%s", report)
     else:
