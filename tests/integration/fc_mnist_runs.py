@@ -249,8 +249,8 @@ def run_here(
                 example.set_defaults,
                 argv=argv,
             )
-        except SystemExit as exit:
-            code = exit.code
+        except SystemExit as ending:
+            code = ending.code
     return Outcome(int(code or 0), printed.getvalue(), model_dir)
 
 

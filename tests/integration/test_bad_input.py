@@ -89,7 +89,7 @@ FILES: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "no train_input section": ({"train_input": DROP}, "", ("`train_input`", "missing")),
     "no model section": ({"model": DROP}, "", ("`model`", "missing")),
     "no section at all": (
-        {key: DROP for key in ("train_input", "eval_input", "model", "optimizer", "runconfig")},
+        dict.fromkeys(("train_input", "eval_input", "model", "optimizer", "runconfig"), DROP),
         "",
         ("`train_input`", "`model`", "`optimizer`"),
     ),

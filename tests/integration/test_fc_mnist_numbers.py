@@ -17,11 +17,8 @@ import pytest
 import torch
 from fc_mnist_runs import (
     DROP,
-    MODE_FLAGS,
-    SMALL,
     Outcome,
     assert_close_run,
-    assert_same_run,
     load_example,
     run_here,
     write_params,

@@ -242,12 +242,14 @@ from utils import set_defaults
 from openwafer import run
 
 def slow_eval_data(params):
-    for batch in eval_input_dataloader(params):
-        time.sleep(0.05)
-        yield batch
+    def batches():
+        for batch in eval_input_dataloader(params):
+            time.sleep(0.05)
+            yield batch
+    return batches
 
 if __name__ == "__main__":
-    run(MNISTModel, train_input_dataloader, lambda params: lambda: slow_eval_data(params), set_defaults)
+    run(MNISTModel, train_input_dataloader, slow_eval_data, set_defaults)
 """
     )
     return script

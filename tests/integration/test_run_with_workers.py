@@ -38,20 +38,22 @@ MARK = "OPENWAFER_TEST_RUN"
 class Launched:
     """One `openwafer launch`, whose processes are told by a variable in their environment."""
 
-    def __init__(self, num_tasks: int, params: Path, model_dir: Path, *flags: str) -> None:
+    def __init__(
+        self, num_tasks: int, params: Path, model_dir: Path, *flags: str, script: Path = RUN_PY
+    ) -> None:
         self.model_dir = model_dir
         self.mark = uuid.uuid4().hex
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = int(probe.getsockname()[1])
-        script = [sys.executable, RUN_PY, "--mode", "train", "--params", params]
-        script += ["--model_dir", model_dir, "--cs_ip", f"127.0.0.1:{self.port}", *flags]
+        command = [sys.executable, script, "--mode", "train", "--params", params]
+        command += ["--model_dir", model_dir, "--cs_ip", f"127.0.0.1:{self.port}", *flags]
         launch = [sys.executable, "-m", "openwafer.cli", "launch", "--tasks", num_tasks, "--"]
         model_dir.parent.mkdir(parents=True, exist_ok=True)
         self._output = model_dir.with_name(f"{model_dir.name}.{self.mark}.txt")
         with self._output.open("w") as output:
             self.process = subprocess.Popen(
-                [str(part) for part in (*launch, *script)],
+                [str(part) for part in (*launch, *command)],
                 env=command_environment() | {MARK: self.mark},
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -110,8 +112,10 @@ def launch(tmp_path: Path) -> Generator[Callable[..., Launched], None, None]:
     """`launch(num_tasks, params, name, *flags)`; whatever is left at the end is killed."""
     runs: list[Launched] = []
 
-    def start(num_tasks: int, params: Path, name: str, *flags: str) -> Launched:
-        runs.append(Launched(num_tasks, params, tmp_path / name, *flags))
+    def start(
+        num_tasks: int, params: Path, name: str, *flags: str, script: Path = RUN_PY
+    ) -> Launched:
+        runs.append(Launched(num_tasks, params, tmp_path / name, *flags, script=script))
         return runs[-1]
 
     yield start
@@ -245,13 +249,47 @@ def test_a_killed_launcher_takes_its_tasks_along(
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def slow_data_script(folder: Path) -> Path:
+    """A run.py whose data take longer than its steps, so that the coordinator mostly waits."""
+    script = folder / "run.py"
+    script.write_text(
+        f"""
+import sys, time
+sys.path.insert(0, {str(RUN_PY.parent)!r})
+from data import eval_input_dataloader, train_input_dataloader
+from model import MNISTModel
+from utils import set_defaults
+from openwafer import run
+
+def slow_train_data(params):
+    loader = train_input_dataloader(params)
+    def collate(samples, combine=loader.collate_fn):
+        time.sleep(0.02)
+        return combine(samples)
+    loader.collate_fn = collate
+    return loader
+
+if __name__ == "__main__":
+    run(MNISTModel, slow_train_data, eval_input_dataloader, set_defaults)
+"""
+    )
+    return script
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_to_the_launcher_saves_a_checkpoint(
     number: signal.Signals, tmp_path: Path, launch: Callable[..., Launched]
 ) -> None:
-    changes = {**SMALL, **EXAMPLE_200, "runconfig.max_steps": 20_000, "runconfig.checkpoint_steps": 15_000}
+    changes = {
+        **SMALL,
+        **EXAMPLE_200,
+        "runconfig.max_steps": 20_000,
+        "runconfig.checkpoint_steps": 15_000,
+    }
     params = write_params(tmp_path / "params.yaml", changes)
-    run = launch(3, params, "workers")
+    run = launch(3, params, "workers", script=slow_data_script(tmp_path))
     run.wait_for_step(20)
     run.process.send_signal(number)
     stopped = run.finish(30)

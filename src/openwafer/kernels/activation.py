@@ -144,8 +144,6 @@ ACTIVATION_KERNELS: tuple[Kernel, ...] = (
                 Op("aten.mul", _X, Op("aten.tanh", Op("aten.softplus", _X)), commutes=True)),
     _activation("hardswish", "x * relu6(x + 3) / 6", "aten.hardswish", 4, 4),
     _activation("hardsigmoid", "relu6(x + 3) / 6", "aten.hardsigmoid", 3, 2),
-    _activation("shrink", "0 near 0, else x or x moved towards 0",
-                "aten.hardshrink aten.softshrink", 2, 1),
     _activation("threshold", "x, or a number where x is small", "aten.threshold", 1, 1),
     _activation("prelu", "x or slope * x with a learned slope",
                 "aten.prelu aten._prelu_kernel", 2, 2),

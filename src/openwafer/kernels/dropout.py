@@ -30,12 +30,11 @@ DROPOUT_KERNELS: tuple[Kernel, ...] = (
     Kernel(
         name="dropout",
         family="dropout",
-        summary="zero elements (or whole channels) at random and scale the rest",
+        summary="zero elements at random and scale the rest",
         patterns=(
             Op("getitem", _NATIVE, Const(0)),
             _NATIVE,
-            Op("aten.dropout aten.feature_dropout aten.alpha_dropout", Leaf("input")),
-            Op("aten.feature_alpha_dropout", Leaf("input")),
+            Op("aten.dropout", Leaf("input")),
         ),
         # The mask, where it is read as well, is boolean.
         dtypes=("float32", "float16", "bfloat16", "bool"),

@@ -51,7 +51,7 @@ ELEMENTWISE_KERNELS: tuple[Kernel, ...] = (
     *_family("multiply", "addcmul addcdiv lerp addr cross=linalg_cross", 3),
     *_family("multiply", "deg2rad rad2deg", 1, saves=False),
     *_family("sign", "neg=negative sign=sgn floor ceil round trunc=fix signbit", 1, saves=False),
-    *_family("sign", "frac positive nan_to_num", 1, saves=False),
+    *_family("sign", "frac nan_to_num", 1, saves=False),
     *_family("sign", "abs=absolute clamp=clip clamp_min clamp_max", 1),
     *_family("sign", "minimum=fmin=min.other maximum=fmax=max.other copysign heaviside", 1),
     *_family("power", "pow=float_power atan2=arctan2 hypot logaddexp logaddexp2 xlogy", 2 * _E),

@@ -5,9 +5,10 @@ another. A layer is a contiguous range of operations in the order the model runs
 is valid, with skips and several inputs too. Does not decide what a layer costs or when it runs.
 
 The rule: a new layer begins with each element of a module list (`h.0`, `h.1`, ...) that holds
-weights, and with each other module that does; everything else joins the layer it follows. Neighbours
-outside any list are joined when one of them has no matrix product (two embeddings; a final norm and
-the head). A list element that holds more than half of all weights is cut at the next list inside.
+weights, and with each other module that does; everything else joins the layer it follows.
+Neighbours outside any list are joined when one of them has no matrix product (two embeddings; a
+final norm and the head). A list element that holds more than half of all weights is cut at the next
+list inside.
 """
 
 from __future__ import annotations

@@ -65,13 +65,13 @@ CASES: tuple[Case, ...] = (
     _case("unfold", lambda x: F.fold(F.unfold(x, 2), (8, 8), 2), IMAGE),
     _unary("relu relu6 hardtanh leaky_relu elu sigmoid tanh silu gelu softplus mish hardswish "
            "hardsigmoid", X),
-    _case("log_sigmoid shrink threshold glu elu",
-          lambda x: (F.logsigmoid(x), F.softshrink(x), F.threshold(x, 0.1, 3.0), F.glu(x),
+    _case("log_sigmoid threshold glu elu",
+          lambda x: (F.logsigmoid(x), F.threshold(x, 0.1, 3.0), F.glu(x),
                      F.selu(x)), X),
     _case("prelu", F.prelu, IMAGE, floats(4)),
     _case("quick_gelu softmax", lambda x: (x * torch.sigmoid(1.702 * x), F.softmax(x, -1)), X),
     _case("dropout", lambda x: F.dropout(x, 0.5), X),
-    _case("dropout", lambda x: F.dropout2d(x, 0.5), IMAGE),
+    _case("bernoulli", lambda x: F.dropout2d(x, 0.5), IMAGE),
     _case("bernoulli", lambda x: x * torch.empty(3, 1).bernoulli_(0.5), X),
     _case("cross_entropy", lambda x, y: F.cross_entropy(x, y, label_smoothing=0.1), X, TARGET),
     _case("log_softmax", lambda x: F.log_softmax(x, -1), X),
@@ -117,7 +117,7 @@ CASES: tuple[Case, ...] = (
           lambda x, y: (torch.addcmul(x, y, y), torch.addcdiv(x, x, y), torch.lerp(x, y, 0.3),
                         torch.addr(x, x[:, 0], y[0]), torch.linalg.cross(x[:, :3], y[:, :3])),
           X, POSITIVE),
-    _unary("neg sign floor ceil round trunc signbit frac positive nan_to_num abs", X),
+    _unary("neg sign floor ceil round trunc signbit frac nan_to_num abs", X),
     _case("clamp clamp_min clamp_max minimum maximum copysign heaviside",
           lambda x, y: (x.clamp(-0.5, 0.5), x.clamp_min(0), x.clamp_max(0), torch.minimum(x, y),
                         torch.maximum(x, y), torch.copysign(x, y), torch.max(x, y),
@@ -185,7 +185,7 @@ def test_grouped_products() -> None:
 
 FLOATS = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 EXTENT = st.integers(1, 5)
-FEW = settings(max_examples=5, deadline=None, derandomize=True)
+FEW = settings(max_examples=4, deadline=None, derandomize=True)
 
 
 @FEW

@@ -12,19 +12,19 @@ import re
 import sysconfig
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.traceback import annotate
+from torch.fx import traceback as fx_traceback
 from torch.overrides import TorchFunctionMode
 
 from openwafer.errors import CaptureError
 
 __all__ = [
-    "USER_LINE",
     "UserLines",
     "calling_user_line",
     "definition_of",
@@ -35,9 +35,6 @@ __all__ = [
     "value_dependent",
 ]
 
-USER_LINE = "openwafer_user_line"
-"""Key under which torch.export keeps the user's (file, line) in a node's custom metadata."""
-
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _STDLIB = sysconfig.get_paths()["stdlib"]
 _FOREIGN = (
@@ -47,6 +44,7 @@ _FOREIGN = (
 )
 
 
+@cache
 def _is_user_file(path: str) -> bool:
     """Whether a frame is worth showing: not torch's, not ours, not the standard library's."""
     if path.startswith(_STDLIB + os.sep):
@@ -83,11 +81,19 @@ class UserLines(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        place = calling_user_line()
+        # Reading an attribute (`x.shape`) makes no operation; models do it by the thousand.
+        place = None if func.__name__ == "__get__" else calling_user_line()
         if place is None:
             return func(*args, **(kwargs or {}))
-        with annotate({USER_LINE: place}):
+        file, line = place
+        outer = fx_traceback.current_meta.get("stack_trace", "")
+        # With a stack at hand the tracer neither takes nor prints one of its own, which costs
+        # more than the rest of the trace.
+        fx_traceback.set_stack_trace([f'File "{file}", line {line}, in user code'])
+        try:
             return func(*args, **(kwargs or {}))
+        finally:
+            fx_traceback.set_stack_trace([outer])
 
 
 def calling_user_line() -> tuple[str, int] | None:
@@ -102,8 +108,7 @@ def calling_user_line() -> tuple[str, int] | None:
 
 def user_line_of_node(node: fx.Node) -> tuple[str, int]:
     """File and line of the user's code that a traced operation comes from; ("", 0) if unknown."""
-    noted = (node.meta.get("custom") or {}).get(USER_LINE)
-    return noted or innermost_user_line(node.meta.get("stack_trace") or "")
+    return innermost_user_line(node.meta.get("stack_trace") or "")
 
 
 def definition_of(call: Any) -> str:
