@@ -4,23 +4,29 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # The release this project is tested with; `make TORCH=torch==2.11.0 test` tries another.
 TORCH  ?= torch==2.13.0
-STAMP  := $(VENV)/.installed
+USE    := $(VENV)/.installed-demo
+STAMP  := $(VENV)/.installed-dev
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-$(STAMP): pyproject.toml
+$(USE): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version) if sys.version_info < (3, 10) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)" setuptools
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(PIP) "$(TORCH)" setuptools
+	$(PIP) -e ".[demo]"
+	@touch $@
+
+$(STAMP): $(USE)
+	$(PIP) -e ".[dev]"
 	@touch $@
 
 setup: $(STAMP) ## make .venv and install
 
-demo: $(STAMP) ## fc_mnist on real digits: validate, compile, train in both modes, eval
+demo: $(USE) ## fc_mnist on real digits: validate, compile, train in both modes, eval
 	$(BIN)/python examples/fc_mnist/demo.py
 
 test: $(STAMP) ## the tests (under five minutes on two cores)

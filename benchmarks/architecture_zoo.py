@@ -43,12 +43,12 @@ def _config(name: str, **settings: Any) -> Any:
 
 
 _BERT = {
-    "vocab_size": VOCAB, "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
-    "intermediate_size": 64, "max_position_embeddings": 64,
+    "vocab_size": VOCAB, "hidden_size": HIDDEN, "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS, "intermediate_size": 64, "max_position_embeddings": 64,
 }  # fmt: skip
 _LLAMA = _BERT | {"num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-_GPT2 = {"vocab_size": VOCAB, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 64,
-             "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+_GPT2 = {"vocab_size": VOCAB, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": HEADS,
+         "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
 _SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _BART = {
     "vocab_size": VOCAB, "d_model": HIDDEN, "encoder_layers": LAYERS, "decoder_layers": LAYERS,
@@ -445,7 +445,12 @@ _ENCODER_DECODERS = (
     _hf(_BOTH, "MarianMTModel", "MarianConfig", _BART | {"decoder_vocab_size": VOCAB}),
     _hf(_BOTH, "BlenderbotForConditionalGeneration", "BlenderbotConfig", _BART),
     _hf(_BOTH, "BlenderbotSmallForConditionalGeneration", "BlenderbotSmallConfig", _BART),
-    _hf(_BOTH, "M2M100ForConditionalGeneration", "M2M100Config", _BART),
+    _hf(
+        _BOTH,
+        "M2M100ForConditionalGeneration",
+        "M2M100Config",
+        _BART | {"encoder_layerdrop": 0, "decoder_layerdrop": 0},
+    ),
     _hf(_BOTH, "PLBartForConditionalGeneration", "PLBartConfig", _BART),
     _hf(
         _BOTH,

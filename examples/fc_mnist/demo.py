@@ -1,28 +1,28 @@
 """The whole path on one page: validate, compile, train in both modes, evaluate, summary.
 
-Runs this folder's run.py as a user would, on the digits that scikit-learn ships.
+Runs what run.py runs, with the command lines that it prints, on the digits that scikit-learn ships.
 """
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+from data import eval_input_dataloader, train_input_dataloader
+from model import MNISTModel
+from utils import set_defaults
+
+from openwafer import run
+
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
-OUT = ROOT / "runs" / "demo"
+OUT = HERE.parents[1] / "runs" / "demo"
 
 
 def step(title, *flags, model_dir):
-    command = [sys.executable, str(HERE / "run.py"), "--params", str(HERE / "configs/params.yaml")]
-    command += ["--model_dir", str(model_dir), "--no_autoresume", *flags]
-    print(
-        f"\n--- {title}\n$ python run.py --params configs/params.yaml {' '.join(flags)}", flush=True
-    )
-    began = time.perf_counter()
-    subprocess.run(command, check=True)
-    return time.perf_counter() - began
+    print(f"\n--- {title}")
+    print(f"$ python run.py --params configs/params.yaml {' '.join(flags)}", flush=True)
+    command = ["--params", str(HERE / "configs/params.yaml"), "--model_dir", str(model_dir)]
+    command += ["--no_autoresume", *flags]
+    run(MNISTModel, train_input_dataloader, eval_input_dataloader, set_defaults, argv=command)
 
 
 def last_line(path):
@@ -42,18 +42,19 @@ def main():
     step("evaluate on the held-out digits", *evaluate, model_dir=pipelined)
 
     losses = [last_line(folder / "train/metrics.jsonl")["loss"] for folder in (pipelined, streamed)]
+    same = "the same" if losses[0] == losses[1] else "different"
     evaluation = last_line(pipelined / "eval/metrics.jsonl")
     figures = json.loads((pipelined / "performance/performance.json").read_text())
-    report = next(iter(sorted(pipelined.glob("cs_*/report.html"))))
+    plans = [json.loads(path.read_text()) for path in pipelined.glob("cs_*/plan.json")]
+    trained = next(plan["plan"]["hash"] for plan in plans if plan["plan"]["training"])
     print("\n--- summary")
     print(f"loss, layer pipelined     {losses[0]:.6f}")
-    same = "the same" if losses[0] == losses[1] else "different"
     print(f"loss, weight streaming    {losses[1]:.6f}   ({same})")
     print(f"accuracy, held-out digits {evaluation['accuracy']:.1%}")
     print(f"measured here             {figures['samples_per_sec']:,.0f} samples/s")
     print(f"predicted for the wafer   {figures['est_samples_per_sec']:,.0f} samples/s")
     print(f"time                      {time.perf_counter() - began:.0f} s")
-    print(f"report                    {report}")
+    print(f"report                    {pipelined / f'cs_{trained}' / 'report.html'}")
 
 
 if __name__ == "__main__":

@@ -213,6 +213,26 @@ def test_a_signal_saves_a_checkpoint_and_ends_clearly(
     assert_same_run(outcome, undisturbed(mode, flags))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_spares_loading_processes(
+    number: signal.Signals, params: Path, tmp_path: Path, undisturbed: Any
+) -> None:
+    """A DataLoader process that died at once would make the step fail that is to be finished."""
+    changes = {**RULES, "train_input.num_workers": 2}
+    loading = write_params(tmp_path / "params.yaml", changes)
+    model_dir = tmp_path / "model_dir"
+    process = start_script("train", loading, model_dir)
+    process.wait_for_step(25)
+    process.signal_group(number)
+    stopped = process.finish()
+    assert stopped.exit_code == 128 + number
+    assert "Traceback" not in stopped.output
+    assert stopped.output.count(f"{number.name}: stopping after this step") == 1
+    assert checkpoint_steps(model_dir)[-1] == read_metrics(model_dir)[-1]["step"] < NUM_STEPS
+    outcome = run_here("train", params, model_dir).succeeded()
+    assert_same_run(outcome, undisturbed("plain", ()))
+
+
 def test_a_signal_during_an_evaluation_ends_it(tmp_path: Path) -> None:
     changes = {**RULES, "runconfig.max_steps": 7, "runconfig.eval_steps": 11}
     params = write_params(tmp_path / "params.yaml", changes)

@@ -291,8 +291,10 @@ def test_a_signal_to_the_launcher_saves_a_checkpoint(
     params = write_params(tmp_path / "params.yaml", changes)
     run = launch(3, params, "workers", script=slow_data_script(tmp_path))
     run.wait_for_step(20)
+    began = time.monotonic()
     run.process.send_signal(number)
     stopped = run.finish(30)
+    assert time.monotonic() - began < 12, "it waited for something"
     assert stopped.exit_code == 128 + number
     assert "Traceback" not in stopped.output
     last = read_metrics(run.model_dir)[-1]["step"]

@@ -68,9 +68,12 @@ _CUBE = Either(
         Op("aten.mul", Op("aten.mul", _X, _X), _X, commutes=True),
     )
 )
+_SCALED_X = Op("aten.mul", _X, Const(0.044715), commutes=True)
 _TANH_INSIDE = Either(
     (
         Op("aten.add", _X, Op("aten.mul", _CUBE, Const(0.044715), commutes=True), commutes=True),
+        # 0.044715 * x * x * x
+        Op("aten.add", _X, Op("aten.mul", Op("aten.mul", _SCALED_X, _X), _X), commutes=True),
         # x * (1 + 0.044715 * x * x)
         Op(
             "aten.mul",

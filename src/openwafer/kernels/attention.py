@@ -152,7 +152,19 @@ def _is_softmax(node: fx.Node) -> bool:
 
 _PRODUCTS = {"aten.matmul", "aten.bmm", "aten.baddbmm", "aten.einsum"}
 _COUNTED = {
-    f"aten.{name}" for name in ["mul", "div", "add", "sub", "masked_fill", "where", "tanh", "maximum", "max", "clamp"]
+    f"aten.{name}"
+    for name in [
+        "mul",
+        "div",
+        "add",
+        "sub",
+        "masked_fill",
+        "where",
+        "tanh",
+        "maximum",
+        "max",
+        "clamp",
+    ]
 }
 _SOURCE = "count of multiply-accumulates: two products forward, four backward; OPS_PER_EXP assumed"
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from math import ceil, log2
+from typing import Any
 
 from openwafer.kernels.activation import OPS_PER_EXP
 from openwafer.kernels.cost import elementwise_cost
-from openwafer.kernels.kernel import ALL_DTYPES, CostContext, Kernel, KernelCost, Match
-from openwafer.kernels.pattern import Op
+from openwafer.kernels.kernel import (
+    ALL_DTYPES,
+    Candidate,
+    CostContext,
+    Kernel,
+    KernelCost,
+    Match,
+    Rejection,
+)
+from openwafer.kernels.pattern import Op, target_name
 
 __all__ = ["REDUCE_KERNELS"]
 
@@ -42,7 +52,34 @@ def _targets(names: str) -> str:
     return " ".join(f"aten.{name}" for name in names.split())
 
 
-def _reduce(name: str, targets: str, ops: int, *, saves: bool) -> Kernel:
+def _check_norm(candidate: Candidate) -> Rejection | None:
+    """The spectral and nuclear norms of a matrix are sums over singular values."""
+    node = candidate.anchor
+    if target_name(node).startswith("aten.linalg_vector_norm"):
+        return None
+    order: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("ord")
+    dims: Any = node.args[2] if len(node.args) > 2 else node.kwargs.get("dim")
+    of_matrix = "matrix" in target_name(node) or (isinstance(dims, list) and len(dims) == 2)
+    if order == "nuc" or (of_matrix and order in (2, -2, 2.0, -2.0)):
+        return Rejection(
+            f"the norm {order!r} of a matrix needs its singular values",
+            "the Frobenius norm, torch.linalg.vector_norm(x)",
+        )
+    return None
+
+
+def _accept(candidate: Candidate) -> Rejection | None:
+    return None
+
+
+def _reduce(
+    name: str,
+    targets: str,
+    ops: int,
+    *,
+    saves: bool,
+    check: Callable[[Candidate], Rejection | None] = _accept,
+) -> Kernel:
     return Kernel(
         name=name,
         family="reduce",
@@ -50,6 +87,7 @@ def _reduce(name: str, targets: str, ops: int, *, saves: bool) -> Kernel:
         patterns=(Op(_targets(targets)),),
         dtypes=ALL_DTYPES,
         cost=partial(_cost, ops=ops, saves=saves),
+        check=check,
         sources=("one operation per element and step of the formula",),
     )
 
@@ -86,7 +124,7 @@ REDUCE_KERNELS: tuple[Kernel, ...] = (
     _reduce("var", "var var_mean", 4, saves=True),
     _reduce("std", "std std_mean", 4, saves=True),
     _reduce("norm", "linalg_vector_norm norm linalg_norm frobenius_norm linalg_matrix_norm", 2,
-            saves=True),
+            saves=True, check=_check_norm),
     _reduce("distance", "dist pairwise_distance cdist _cdist_forward _euclidean_dist "
             "cosine_similarity", 4, saves=True),
     _reduce("logsumexp", "logsumexp special_logsumexp", _E + 3, saves=True),

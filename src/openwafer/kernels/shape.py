@@ -1,6 +1,7 @@
 """Views, copies, casts and constants: operations that compute nothing.
 
-They cost nothing here. On a wafer a transposition or a concatenation does move data; its routes are
+Tensors of float64 may be held and moved (many constants come from NumPy), as long as they are cast
+to another dtype before anything is computed with them. They cost nothing here. On a wafer a transposition or a concatenation does move data; its routes are
 part of placement and routing, not of a kernel's cycles.
 """
 
@@ -36,7 +37,7 @@ def _free(
     summary: str,
     names: str,
     *,
-    dtypes: tuple[str, ...] = ALL_DTYPES,
+    dtypes: tuple[str, ...] = (*ALL_DTYPES, "float64"),
     check: Callable[[Candidate], Rejection | None] = _nothing_wrong,
 ) -> Kernel:
     targets = " ".join(word if word == "getitem" else f"aten.{word}" for word in names.split())
@@ -99,7 +100,6 @@ SHAPE_KERNELS: tuple[Kernel, ...] = (
         "cast",
         "the same values in another dtype",
         "_to_copy to type_as copy",
-        dtypes=(*ALL_DTYPES, "float64"),
         check=_check_cast,
     ),
     _free(

@@ -14,6 +14,7 @@ from openwafer.kernels.convolution import CONVOLUTION_KERNELS
 from openwafer.kernels.dropout import DROPOUT_KERNELS
 from openwafer.kernels.elementwise import ELEMENTWISE_KERNELS
 from openwafer.kernels.embedding import EMBEDDING_KERNELS
+from openwafer.kernels.fourier import FOURIER_KERNELS
 from openwafer.kernels.gather import GATHER_KERNELS
 from openwafer.kernels.grouped import GROUPED_KERNELS
 from openwafer.kernels.kernel import BOTH_MODES, Kernel
@@ -43,6 +44,7 @@ KERNELS: tuple[Kernel, ...] = (
     *NORMALIZATION_KERNELS,
     *EMBEDDING_KERNELS,
     *GATHER_KERNELS,
+    *FOURIER_KERNELS,
     *ELEMENTWISE_KERNELS,
     *REDUCE_KERNELS,
     *SHAPE_KERNELS,

@@ -191,9 +191,10 @@ class DiskStore(WeightStore):
         state: dict[str, dict[str, Any]] = {}
         for shard in self._shards:
             staging = self._load_record(shard)
+            state.update((name, {}) for name in shard.trained)
             for (position, key), view in staging.views.items():
                 if key:
-                    state.setdefault(shard.names[position], {})[key] = view.clone()
+                    state[shard.names[position]][key] = view.clone()
         return state
 
     def load(

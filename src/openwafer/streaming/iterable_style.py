@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 from torch.utils.data import DataLoader
@@ -17,6 +18,7 @@ from openwafer.errors import DataError
 from openwafer.streaming import tasks
 from openwafer.streaming.randomness import RandomStream, derive_seed, own_generators
 from openwafer.streaming.shard import Numbering
+from openwafer.streaming.signals import outlive_first_signal
 from openwafer.streaming.source import Batch
 
 __all__ = ["IterableStyleFeed"]
@@ -114,4 +116,18 @@ def _repeatable(data: Iterable[Any]) -> Iterable[Any]:
         return data
     view = copy.copy(data)
     vars(view).update(in_order=True, persistent_workers=False, _iterator=None)
+    if view.num_workers:
+        vars(view).update(worker_init_fn=_StartProcess(view.worker_init_fn))
     return cast("DataLoader[Any]", view)
+
+
+@dataclass(frozen=True, slots=True)
+class _StartProcess:
+    """What a DataLoader process does first."""
+
+    user_function: Callable[[int], None] | None
+
+    def __call__(self, worker_id: int) -> None:
+        outlive_first_signal()
+        if self.user_function is not None:
+            self.user_function(worker_id)

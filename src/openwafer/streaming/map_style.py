@@ -24,6 +24,7 @@ from openwafer.streaming.randomness import (
     seed_all,
 )
 from openwafer.streaming.shard import Numbering
+from openwafer.streaming.signals import outlive_first_signal
 from openwafer.streaming.source import Batch
 
 __all__ = ["MapStyleFeed"]
@@ -64,11 +65,13 @@ class _SeededDataset(Dataset[Any]):
 
 @dataclass(frozen=True, slots=True)
 class _StartProcess:
-    """Shows user code in a DataLoader process the user's dataset, not the one that wraps it."""
+    """What a DataLoader process does first: shows user code the user's dataset, not the one that
+    wraps it, and keeps the process alive through the first SIGTERM or Ctrl-C."""
 
     user_function: Callable[[int], None] | None
 
     def __call__(self, worker_id: int) -> None:
+        outlive_first_signal()
         info: Any = get_worker_info()
         wrapper = info.dataset
         # The value is frozen for user code.

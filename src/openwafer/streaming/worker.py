@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import socket
 import threading
 import time
@@ -26,6 +25,7 @@ from openwafer.streaming.blame import user_place
 from openwafer.streaming.loader import BatchSequence
 from openwafer.streaming.settings import StreamSettings
 from openwafer.streaming.shard import Shard
+from openwafer.streaming.signals import OutlivedSignal
 from openwafer.streaming.source import Batch, Mode
 from openwafer.streaming.tasks import TaskEnvironment
 
@@ -64,8 +64,15 @@ def run_worker(
     """
     secret = auth.run_secret(environment, settings.connect_timeout_seconds)
     connection = _connect(address, secret, environment.rank, settings)
-    inbox = _Inbox(connection, address, settings)
-    streamer = _Streamer(connection, inbox, make_sequence, worker_shard(environment), settings)
+    with OutlivedSignal() as signals:
+        inbox = _Inbox(connection, address, settings, signals)
+        streamer = _Streamer(connection, inbox, make_sequence, worker_shard(environment), settings)
+        _run(streamer, inbox, connection, settings)
+
+
+def _run(
+    streamer: _Streamer, inbox: _Inbox, connection: socket.socket, settings: StreamSettings
+) -> None:
     try:
         try:
             streamer.run()
@@ -134,8 +141,15 @@ class _Inbox:
     the coordinator said stop or is gone, the main thread is interrupted as by Ctrl-C.
     """
 
-    def __init__(self, connection: socket.socket, address: str, settings: StreamSettings) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        address: str,
+        settings: StreamSettings,
+        signals: OutlivedSignal,
+    ) -> None:
         self._connection = connection
+        self._signals = signals
         self._address = address
         self._limit = settings.max_payload_bytes
         self._messages: deque[dict[str, Any]] = deque()
@@ -143,8 +157,6 @@ class _Inbox:
         self._lost: str = ""
         self._finished = False
         self.stopped = False
-        self.interrupted = False
-        self._on_main_thread = threading.current_thread() is threading.main_thread()
         threading.Thread(target=self._read, name="from-coordinator", daemon=True).start()
 
     def take(self, *, wait: bool) -> dict[str, Any] | None:
@@ -202,13 +214,13 @@ class _Inbox:
             self._lost = "" if self.stopped else lost
             self._changed.notify_all()
             ended = self._changed.wait_for(lambda: self._finished, _GRACE_SECONDS)
-            if not ended and self._may_interrupt():
-                self.interrupted = True
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            if not ended:
+                self._signals.interrupt()
 
-    def _may_interrupt(self) -> bool:
-        default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        return self._on_main_thread and default
+    @property
+    def interrupted(self) -> bool:
+        """Whether the user's code was interrupted here."""
+        return self._signals.interrupted
 
 
 @dataclass(slots=True, eq=False)

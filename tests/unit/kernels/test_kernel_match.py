@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import time
 from collections.abc import Callable
 
 import pytest
@@ -153,7 +154,7 @@ class Unsupported(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + torch.randn_like(x)
-        return self.head(torch.fft.fft(x).real).sum()
+        return self.head(torch.fft.fft(x).abs()).sum()
 
 
 class Head(nn.Module):
@@ -222,3 +223,39 @@ def test_the_library_prints_and_has_no_double_entry() -> None:
     for kernel in KERNELS:
         assert kernel.summary
         assert kernel.sources
+
+
+def test_matching_takes_bounded_time_for_each_operation() -> None:
+    """A chain of sums under a softmax is the worst case of the attention pattern."""
+
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(4, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for _ in range(60):
+                x = (x + x.T) + (x - 1)
+            return (torch.softmax(x, -1) @ self.w).sum()
+
+    program = program_of(Deep(), torch.zeros(4, 4))
+    product = next(n for n in program.operations if "matmul" in n.name)
+    pattern = next(
+        p for k in KERNELS if k.name == "attention_spelled_out" for p in k.patterns
+        if "aten.matmul" in p.targets
+    )  # fmt: skip
+    began = time.perf_counter()
+    assert find(pattern, product) is None
+    assert time.perf_counter() - began < 1.0  # trying every path would take 2 ** 60 comparisons
+    assert "softmax" in {m.kernel.name for m in match(program).working}
+
+
+@pytest.mark.slow
+def test_some_architectures_of_transformers_validate() -> None:
+    transformers = pytest.importorskip("transformers")
+    del transformers
+    from benchmarks.architectures import try_architecture
+
+    for name in ("BertForMaskedLM", "LlamaForCausalLM", "T5ForConditionalGeneration"):
+        row = try_architecture(name)
+        assert row.verdict == "validated", row.explanation

@@ -7,12 +7,6 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
-
-from openwafer.errors import DataError
-from openwafer.frontends.torch.capture import flatten_batch
-from openwafer.runtime.compiled import compile_layers
-from openwafer.runtime.trace import TensorFact
 from runtime_cases import CASES, Gpt, Net, model_of
 from runtime_reference import (
     CPU,
@@ -23,6 +17,11 @@ from runtime_reference import (
     compiled_outcome,
     eager_outcome,
 )
+from torch import nn
+
+from openwafer.errors import DataError
+from openwafer.frontends.torch.capture import flatten_batch
+from openwafer.runtime.trace import TensorFact
 
 
 def assert_same(found: Outcome, expected: Outcome, tolerance: float = 2e-6) -> None:
@@ -67,9 +66,7 @@ def test_evaluation_equals_eager(name: str) -> None:
         ("mean over tokens, then the head", True),
     ],
 )
-def test_mixed_precision_equals_eager_autocast(
-    name: str, exact: bool, dtype: torch.dtype
-) -> None:
+def test_mixed_precision_equals_eager_autocast(name: str, exact: bool, dtype: torch.dtype) -> None:
     model, batch = model_of(name)
     found = compiled_outcome(model, batch, dtype=dtype)
     unit = torch.finfo(dtype).eps
@@ -111,30 +108,6 @@ def test_copies_are_lowered_once_and_their_gradients_are_their_own() -> None:
     assert len(blocks) == 4
     assert all(functions is blocks[0] for functions in blocks)
     assert_same(compiled_outcome(model, batch, compiled=compiled), eager_outcome(model, batch))
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_weight_gradients_own_their_memory(name: str) -> None:
-    """Updates work on gradients in place: none may share memory with another result."""
-    model, batch = model_of(name)
-    compiled = compiled_model(model, batch)
-    weights = {n: w.detach() for n, w in model.named_parameters()}
-    buffers = buffers_of(model, compiled.program)
-    values = compiled.feed(flatten_batch(batch), CPU)
-    saved = [
-        layer.forward(KEY, [weights[n] for n in layer.layer.parameters], buffers, values)
-        for layer in compiled.layers
-    ]
-    flowing = compiled.seed_gradients(values, 1.0)
-    for layer in reversed(compiled.layers):
-        held = [weights[n] for n in layer.layer.parameters]
-        kept = saved.pop()
-        found = [g for g in layer.backward(held, kept, flowing) if g is not None]
-        others = [*held, *kept, *flowing.values()]
-        places = [tensor.untyped_storage().data_ptr() for tensor in found if tensor.numel()]
-        taken = {tensor.untyped_storage().data_ptr() for tensor in others}
-        assert len(places) == len(set(places))
-        assert taken.isdisjoint(places)
 
 
 def test_saved_bytes_are_what_is_kept() -> None:
@@ -238,16 +211,3 @@ def test_a_lowered_model_can_be_made_for_every_microbatch_key() -> None:
         return float(values[compiled.program.loss])
 
     assert loss(0) == loss(0) != loss(1)
-
-
-def test_layers_need_not_be_cut_at_all() -> None:
-    """compile_layers takes any contiguous cut: here the whole model as one layer."""
-    model, batch = model_of("unet")
-    compiled = compiled_model(model, batch)
-    program = compiled.program
-    from openwafer.plan.layers import cut_layers
-
-    layers = cut_layers(program)
-    assert len(layers) == 6
-    again = compile_layers(program, layers)
-    assert_same(compiled_outcome(model, batch, compiled=again), eager_outcome(model, batch))

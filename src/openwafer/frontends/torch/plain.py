@@ -61,7 +61,8 @@ class PlainExecutor(Executor):
         self._trained = {n: w for n, w in model.named_parameters() if w.requires_grad}
         self._rule = UpdateRule(optimizer) if optimizer else None
         self._optimizer = build_optimizer(optimizer, self._trained) if optimizer else None
-        self._versions: dict[str, int] | None = None
+        self._copied: dict[str, torch.Tensor] | None = None
+        self._changing: list[str] | None = None
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._autocast_dtype is None:
@@ -122,15 +123,15 @@ class PlainExecutor(Executor):
         )
 
     def _changing_buffers(self) -> dict[str, torch.Tensor]:
-        """Copies of the buffers that a forward pass changes: all before the first step, then those
-        that the steps so far have written to (batch statistics, not masks)."""
-        now = {name: buffer._version for name, buffer in self._buffers()}
-        before, self._versions = self._versions, self._versions or now
-        return {
-            name: buffer.clone()
-            for name, buffer in self._buffers()
-            if before is None or before.get(name) != buffer._version
-        }
+        """Copies of the buffers that training steps change: of all before the first two steps,
+        then of those that the first one changed (batch statistics, not masks)."""
+        held = dict(self._buffers())
+        if self._copied is not None and self._changing is None:
+            copied = self._copied
+            self._changing = [n for n, b in held.items() if not torch.equal(b, copied[n])]
+        names = held if self._changing is None else self._changing
+        self._copied = {name: held[name].clone() for name in names}
+        return self._copied
 
     def _buffers(self) -> list[tuple[str, torch.Tensor]]:
         return [

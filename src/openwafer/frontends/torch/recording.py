@@ -51,6 +51,13 @@ class SavedStream(Hooks):
         return self._record(data)
 
     def on_train_end(self, early_exit: bool) -> None:
+        self._write_fewer()
+
+    def on_eval_end(self, early_exit: bool) -> None:
+        self._write_fewer()
+
+    def _write_fewer(self) -> None:
+        """Where the data have fewer batches than were asked for."""
         if 0 < self._seen < self._num_batches:
             self._write()
 
