@@ -6,6 +6,8 @@ BIN    := $(VENV)/bin
 TORCH  ?= torch==2.13.0
 USE    := $(VENV)/.installed-demo
 STAMP  := $(VENV)/.installed-dev
+# One thread each: the test processes share the cores among themselves.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -30,10 +32,10 @@ demo: $(USE) ## fc_mnist on real digits: validate, compile, train in both modes,
 	$(BIN)/python examples/fc_mnist/demo.py
 
 test: $(STAMP) ## the tests (under five minutes on two cores)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(STAMP) ## the tests, slow ones too
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 lint: $(STAMP) ## ruff: style and format
 	$(BIN)/python -m ruff check .

@@ -1,4 +1,4 @@
-"""Text goldens for all tests."""
+"""Text goldens for all tests; and no test of ours fails for being slow on a busy machine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("openwafer", deadline=None)
+settings.load_profile("openwafer")
 
 GOLDEN_DIR = Path(__file__).parent / "golden"
 

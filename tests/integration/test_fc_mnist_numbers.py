@@ -318,6 +318,7 @@ def test_mixed_precision_is_close_in_every_mode(
     difference = np.abs(np.array(plain.losses()) / plain_200.losses()[:100] - 1)
     assert difference[:20].max() > 1e-5
     assert difference[:20].max() < 0.02
+    # All forms call the same kernels on the same numbers, so 16 bits need no wider tolerance.
     for mode in MODES[:2]:
         assert_close_run(train(mode, changes).succeeded(), plain)
 

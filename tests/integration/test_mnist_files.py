@@ -126,10 +126,10 @@ def test_fashion_mnist(tmp_path: Path) -> None:
         eval_input__batch_size=1000,
         model__hidden_size=64,
         model__depth=2,
-        runconfig__max_steps=234,
+        runconfig__max_steps=120,
         runconfig__log_steps=50,
     ).succeeded()
     (row,) = outcome.metrics("eval")
-    assert row["step"] == 234  # one epoch: 60,000 images in batches of 256
-    assert row["accuracy"] > 0.75
+    assert row["step"] == 120
+    assert row["accuracy"] > 0.7
     assert outcome.plan()["num_parameters"] == 784 * 64 + 64 + 64 * 64 + 64 + 64 * 10 + 10

@@ -94,7 +94,7 @@ def kill_at(process: ScriptProcess, step: int, generator: random.Random) -> None
     [
         ("plain", 1),
         ("layer_pipelined", 2),
-        ("weight_streaming", 3),
+        pytest.param("weight_streaming", 3, marks=pytest.mark.slow),
         ("disk", 4),
         pytest.param("plain", 5, marks=pytest.mark.slow),
         pytest.param("layer_pipelined", 6, marks=pytest.mark.slow),
@@ -137,8 +137,15 @@ def damage_by_one_bit(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("damage", [damage_by_truncation, damage_by_emptying, damage_by_one_bit])
-@pytest.mark.parametrize("mode", ["plain", pytest.param("disk", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("damage", "mode"),
+    [
+        (damage_by_truncation, "plain"),
+        (damage_by_one_bit, "plain"),
+        pytest.param(damage_by_emptying, "plain", marks=pytest.mark.slow),
+        pytest.param(damage_by_truncation, "disk", marks=pytest.mark.slow),
+    ],
+)
 def test_damaged_newest_checkpoint_is_named_and_passed_over(
     damage: Callable[[Path], None],
     mode: str,
@@ -213,7 +220,9 @@ def test_a_signal_saves_a_checkpoint_and_ends_clearly(
     assert_same_run(outcome, undisturbed(mode, flags))
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_to_the_whole_group_spares_loading_processes(
     number: signal.Signals, params: Path, tmp_path: Path, undisturbed: Any
 ) -> None:

@@ -276,9 +276,8 @@ if __name__ == "__main__":
     return script
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_launcher_saves_a_checkpoint(
     number: signal.Signals, tmp_path: Path, launch: Callable[..., Launched]
 ) -> None:

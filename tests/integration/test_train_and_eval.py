@@ -70,7 +70,9 @@ def evaluate_by_hand(
     }
 
 
-@pytest.mark.parametrize("mode", MODE_FLAGS)
+@pytest.mark.parametrize(
+    "mode", ["plain", "weight_streaming", pytest.param("layer_pipelined", marks=pytest.mark.slow)]
+)
 def test_train_and_eval(mode: str, tmp_path: Path) -> None:
     """Epochs of 11 steps: evaluated after 11, 22 and 33, and trained as if it were not."""
     params = write_params(tmp_path / "params.yaml", {**BASE, "runconfig.checkpoint_steps": 11})
@@ -95,8 +97,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return run_here("train", params, folder / "plain").succeeded()
 
 
-@pytest.mark.parametrize("mode", MODE_FLAGS)
-@pytest.mark.parametrize("batch_size", [60, 100])
+@pytest.mark.parametrize(
+    ("mode", "batch_size"),
+    [
+        ("plain", 60),
+        ("weight_streaming", 100),
+        pytest.param("layer_pipelined", 60, marks=pytest.mark.slow),
+        pytest.param("layer_pipelined", 100, marks=pytest.mark.slow),
+    ],
+)
 def test_eval_of_a_checkpoint(mode: str, batch_size: int, tmp_path: Path, trained: Outcome) -> None:
     params = write_params(tmp_path / "params.yaml", {**BASE, "eval_input.batch_size": batch_size})
     checkpoint = str(trained.model_dir / "checkpoint_33.mdl")
@@ -131,16 +140,16 @@ def test_eval_takes_the_newest_checkpoint_of_model_dir(tmp_path: Path, trained: 
 
 
 @pytest.mark.parametrize(
-    ("first", "second"),
+    ("first", "second", "way"),
     [
-        ("plain", "disk"),
-        ("disk", "layer_pipelined"),
-        ("weight_streaming", "plain"),
-        pytest.param("layer_pipelined", "weight_streaming", marks=pytest.mark.slow),
-        pytest.param("plain", "layer_pipelined", marks=pytest.mark.slow),
+        ("plain", "disk", "checkpoint_path"),
+        ("weight_streaming", "plain", "model_dir"),
+        pytest.param("disk", "layer_pipelined", "checkpoint_path", marks=pytest.mark.slow),
+        pytest.param("disk", "layer_pipelined", "model_dir", marks=pytest.mark.slow),
+        pytest.param("layer_pipelined", "weight_streaming", "model_dir", marks=pytest.mark.slow),
+        pytest.param("plain", "layer_pipelined", "checkpoint_path", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("way", ["checkpoint_path", "model_dir"])
 def test_training_goes_on_in_another_mode(
     first: str, second: str, way: str, tmp_path: Path, flags_of: Flags
 ) -> None:

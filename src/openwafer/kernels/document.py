@@ -21,9 +21,9 @@ _HEAD = """# The kernel library
 Made from the code by `python -m openwafer.kernels.document`; do not edit.
 
 A model runs if every operation of its captured graph is covered by one of these kernels. Larger
-patterns win: attention written as products and a softmax is one kernel where nothing else reads the
-probabilities, and is matched operation by operation where something does. `openwafer kernels` prints
-the same library on the terminal (`--family`, `--op`, `--mode`, `--json`), and
+patterns win: attention written as products and a softmax is one kernel where nothing else reads
+the probabilities, and is matched operation by operation where something does. `openwafer kernels`
+prints the same library on the terminal (`--family`, `--op`, `--mode`, `--json`), and
 `openwafer.validate(model, batch)` says which kernels a model uses.
 
 Kernels of the family `shape` move and compute nothing.
@@ -71,7 +71,8 @@ def _refusals() -> str:
     lines = [
         "## What has no kernel, and what to write instead\n",
         "Every other operation without a kernel is refused too; the report names the nearest one.",
-        "Tensors of float64 and complex numbers are refused everywhere but at a cast to float32.\n",
+        "Tensors of float64 may be held, moved and cast, not computed with; complex numbers are",
+        "refused wherever they leave a Fourier transform's kernel.\n",
         "| operations | why | nearest | instead |",
         "|---|---|---|---|",
     ]

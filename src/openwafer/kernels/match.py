@@ -170,10 +170,8 @@ def _reject(kernel: Kernel, candidate: Candidate, mode: ExecutionMode) -> Reject
         for dtype in _dtypes(node.meta.get("val")):
             if dtype not in kernel.dtypes:
                 allowed = ", ".join(kernel.dtypes)
-                return Rejection(
-                    f"kernel `{kernel.name}` takes {allowed}; `{node.name}` is {dtype}",
-                    f"`.to(torch.{_nearest_dtype(dtype, kernel.dtypes)})`",
-                )
+                reason = f"kernel `{kernel.name}` takes {allowed}; `{node.name}` is {dtype}"
+                return Rejection(reason, _cast_to_nearest(dtype, kernel.dtypes))
     return kernel.check(candidate)
 
 
@@ -191,9 +189,11 @@ def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _nearest_dtype(dtype: str, allowed: tuple[str, ...]) -> str:
-    preferred = "float32" if dtype.startswith(("float", "complex")) else "int32"
-    return preferred if preferred in allowed else allowed[0]
+def _cast_to_nearest(dtype: str, allowed: tuple[str, ...]) -> str:
+    if dtype.startswith("complex"):
+        return ""  # a cast would drop the imaginary part; refusal.py says what to do
+    preferred = "float32" if dtype.startswith("float") else "int32"
+    return f"`.to(torch.{preferred if preferred in allowed else allowed[0]})`"
 
 
 def _name(places: Sequence[_Place], program: Program) -> tuple[Match, ...]:

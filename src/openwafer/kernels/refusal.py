@@ -137,13 +137,12 @@ def _known(node: fx.Node, op: str) -> Explanation:
     for key in (op, op_stem(op)):
         if key in EXPLANATIONS:
             return EXPLANATIONS[key]
+    for start, explanation in _BY_PREFIX.items():
+        if op.startswith(start):
+            return explanation
     specs = [spec for n in (*node.all_input_nodes, node) for spec in specs_of(n)]
     if any(spec.dtype.startswith("complex") for spec in specs):
         return _COMPLEX
-    prefix = op_stem(op)
-    for start, explanation in _BY_PREFIX.items():
-        if prefix.startswith(start):
-            return explanation
     if not op.startswith(("aten.", "prims.")):
         return Explanation(
             f"`{op}` is a custom operation: what it computes and costs is not known",

@@ -1,8 +1,9 @@
 """Views, copies, casts and constants: operations that compute nothing.
 
 Tensors of float64 may be held and moved (many constants come from NumPy), as long as they are cast
-to another dtype before anything is computed with them. They cost nothing here. On a wafer a transposition or a concatenation does move data; its routes are
-part of placement and routing, not of a kernel's cycles.
+to another dtype before anything is computed with them. These kernels cost nothing. On a wafer a
+transposition or a concatenation does move data; its routes are part of placement and routing, not
+of a kernel's cycles.
 """
 
 from __future__ import annotations

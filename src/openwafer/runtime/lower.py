@@ -21,7 +21,12 @@ import torch
 from torch import fx
 
 from openwafer.graph.program import tensor_specs
-from openwafer.runtime.randomness import DrawKey, draw_bernoulli, keyed_dropout
+from openwafer.runtime.randomness import (
+    DrawKey,
+    draw_bernoulli,
+    dropout_backward,
+    keyed_dropout,
+)
 from openwafer.runtime.trace import JointGraph, TensorFact
 
 __all__ = ["LayerFunctions", "cut_joint_graph"]
@@ -255,7 +260,9 @@ def _extract(
             environment[node] = _keyed(extracted, key, draws[node], node, environment)
             continue
         _refuse_other_randomness(node)
-        environment[node] = extracted.node_copy(node, lambda n: environment[n])
+        environment[node] = copy = extracted.node_copy(node, lambda n: environment[n])
+        if copy.target is _aten.native_dropout_backward.default:
+            copy.target = dropout_backward
     extracted.output([None if node is None else environment[node] for node in results])
     extracted.eliminate_dead_code()
     return fx.GraphModule({}, extracted)

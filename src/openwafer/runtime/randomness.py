@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["DrawKey", "KeyedDraws", "draw_bernoulli", "keyed_dropout"]
+__all__ = ["DrawKey", "KeyedDraws", "draw_bernoulli", "dropout_backward", "keyed_dropout"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +64,20 @@ def keyed_dropout(
     key: DrawKey, offset: int, value: torch.Tensor, probability: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What aten.native_dropout gives in training: the scaled result and the boolean keep mask."""
-    mask = draw_bernoulli(key, offset, value, 1.0 - probability)
-    scale = 0.0 if probability == 1.0 else 1.0 / (1.0 - probability)
-    return value * mask * scale, mask.to(torch.bool)
+    keep = 1.0 - probability
+    mask = draw_bernoulli(key, offset, value, keep)
+    # The mask is scaled first, in the dtype of the value, as torch's own dropout does on a CPU:
+    # in 16 bits another order would round otherwise than the plain loop.
+    scaled = mask / keep if keep else mask
+    return value * scaled, mask.to(torch.bool)
+
+
+def dropout_backward(grad: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
+    """aten.native_dropout_backward, rounded as eager PyTorch rounds it: on a CPU, where that has no
+    fused dropout, the mask is scaled first."""
+    if grad.device.type == "cpu":
+        return grad * (mask.to(grad.dtype) * scale)
+    return torch.ops.aten.native_dropout_backward.default(grad, mask, scale)
 
 
 class KeyedDraws(TorchDispatchMode):

@@ -186,6 +186,12 @@ def test_awkward_models_that_are_explained(name) -> None:
         assert refusal.suggestion in text
 
 
+def test_a_complex_number_is_not_told_to_become_a_real_one() -> None:
+    refusals = {r.op: r for r in validate(Model(EXPLAINED["complex"]), X).refusals}
+    assert "cosine and sine" in refusals["aten.fft_rfft.default"].suggestion
+    assert "imaginary" in refusals["aten.abs.default"].suggestion
+
+
 def test_models_with_state_and_sharing() -> None:
     assert validate(Shared(), X).ok
     assert validate(Counting(), X).ok

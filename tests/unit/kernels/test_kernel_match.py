@@ -77,7 +77,7 @@ def mlp_program(module: Mlp, batch: int = 8, training: bool = True) -> Program:
     )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     widths=st.lists(st.integers(1, 9), min_size=2, max_size=5),
     activation=st.integers(0, len(ACTIVATIONS) - 1),

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -164,20 +165,33 @@ class Setup:
     Each executor trains weights of its own.
     """
 
-    def __init__(self, model: nn.Module, batch: Any, *, dtype: torch.dtype | None = None) -> None:
-        self.model, self.batch, self.dtype = model, batch, dtype
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: Any,
+        *,
+        dtype: torch.dtype | None = None,
+        evaluates: bool = False,
+    ) -> None:
+        self.model, self.batch, self.dtype, self.evaluates = model, batch, dtype, evaluates
         self.train = compiled_model(model, batch, dtype=dtype)
-        self.evaluation = compiled_model(model, batch, training=False, dtype=dtype)
         self.layers = [compiled.layer for compiled in self.train.layers]
 
+    @cached_property
+    def evaluation(self) -> CompiledModel:
+        return compiled_model(self.model, self.batch, training=False, dtype=self.dtype)
+
     def workload(self, config: OptimizerConfig, **options: Any) -> Workload:
+        programs = [self.train.program]
+        if self.evaluates:
+            programs.append(self.evaluation.program)
         parameters = self.train.program.parameters
         held = dict(self.model.named_parameters(remove_duplicate=False))
         given: dict[str, Any] = {
             "train": self.train,
-            "evaluation": self.evaluation,
+            "evaluation": self.evaluation if self.evaluates else None,
             "weights": {p.name: held[p.name].detach().clone() for p in parameters},
-            "buffers": buffers_of(self.model, self.train.program, self.evaluation.program),
+            "buffers": buffers_of(self.model, *programs),
             "trained": tuple(p.name for p in parameters if p.trainable),
             "optimizer": config,
             "learning_rate_at": lambda step: 0.05 / (step + 1),

@@ -14,14 +14,18 @@ import pytest
 from openwafer.streaming.signals import OutlivedSignal
 
 
+def signal_and_wait(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+    threading.Event().wait(10)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_second_signal_ends(number: signal.Signals) -> None:
     before = signal.getsignal(number)
     with OutlivedSignal(grace_seconds=60):
         os.kill(os.getpid(), number)
         with pytest.raises(SystemExit) as ending:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(5)
+            signal_and_wait(signal.SIGTERM)
     assert ending.value.code == 128 + signal.SIGTERM
     assert signal.getsignal(number) == before
 
@@ -29,8 +33,7 @@ def test_the_second_signal_ends(number: signal.Signals) -> None:
 def test_the_grace_time_ends() -> None:
     began = time.monotonic()
     with OutlivedSignal(grace_seconds=0.1), pytest.raises(SystemExit) as ending:
-        os.kill(os.getpid(), signal.SIGTERM)
-        threading.Event().wait(10)
+        signal_and_wait(signal.SIGTERM)
     assert ending.value.code == 128 + signal.SIGTERM
     assert time.monotonic() - began < 5
 
@@ -43,10 +46,8 @@ def test_no_timer_is_left() -> None:
 
 def test_interrupt_reaches_the_main_thread() -> None:
     with OutlivedSignal() as signals:
-        thread = threading.Thread(target=signals.interrupt)
+        threading.Timer(0.1, signals.interrupt).start()
         with pytest.raises(KeyboardInterrupt):
-            thread.start()
-            thread.join()
             time.sleep(5)
         assert signals.interrupted
 
