@@ -227,11 +227,11 @@ def test_a_signal_to_the_whole_group_spares_loading_processes(
     number: signal.Signals, params: Path, tmp_path: Path, undisturbed: Any
 ) -> None:
     """A DataLoader process that died at once would make the step fail that is to be finished."""
-    changes = {**RULES, "train_input.num_workers": 2}
+    changes = {**RULES, "train_input.num_workers": 1}
     loading = write_params(tmp_path / "params.yaml", changes)
     model_dir = tmp_path / "model_dir"
     process = start_script("train", loading, model_dir)
-    process.wait_for_step(25)
+    process.wait_for_step(5)
     process.signal_group(number)
     stopped = process.finish()
     assert stopped.exit_code == 128 + number
