@@ -2,7 +2,7 @@
 
 Decides how a line is written (whole or not at all) and how a resumed run makes room for the steps
 that it does again, so that no step stands twice. Does not decide which steps are logged (loop.py).
-docs/run_files.md describes the fields.
+docs/artifacts.md describes the fields.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How fast a run was: the meter, and `performance/performance.json`.
 
 Decides what is measured, from when, and the names it is written under. Does not decide what the
-plan predicts: those figures are passed in. docs/run_files.md describes the file.
+plan predicts: those figures are passed in. docs/artifacts.md describes the file.
 
 Names: those of the TensorFlow and of the PyTorch side of release 1.6 together, in one file.
 """
