@@ -37,6 +37,9 @@ test: $(STAMP) ## the tests (under five minutes on two cores)
 test-all: $(STAMP) ## the tests, slow ones too
 	$(PYTEST) -m "slow or not slow"
 
+readme: $(STAMP) ## every command of the README
+	$(PYTEST) tests/integration/test_readme.py -m "slow or not slow"
+
 lint: $(STAMP) ## ruff: style and format
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -51,9 +54,9 @@ format: $(STAMP) ## let ruff rewrite what it can
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-ci: lint types layers test demo ## what CI runs
+ci: lint types layers test readme ## what CI runs
 
 clean: ## remove .venv and build leftovers
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache
 
-.PHONY: help setup demo test test-all lint types layers format ci clean
+.PHONY: help setup demo test test-all readme lint types layers format ci clean

@@ -1,4 +1,7 @@
-"""Every command of the README is run, in a copy of the examples, as a newcomer would type them."""
+"""Every command of the README is run, in a copy of the examples, as a newcomer would type them.
+
+`make readme`, a part of `make ci`, runs the slow ones too.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +44,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_commands_by_hand(checkout: Path) -> None:
     lines = blocks("sh")[1].strip().splitlines()
     assert lines[0].startswith("cd ")

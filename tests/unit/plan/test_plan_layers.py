@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -180,6 +181,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], torch.Tensor, list[str]]] = {
 }  # fmt: skip
 
 
+@cache
 def program_named(name: str) -> Program:
     make, batch, _ = MODELS[name]
     return program_of(make(), batch)

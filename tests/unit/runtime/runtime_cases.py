@@ -180,6 +180,7 @@ def _tokens() -> tuple[Tensor, Tensor]:
 
 
 CASES["gpt, tied head"] = (Gpt, _tokens)
+CASES["gpt, four blocks"] = (lambda: Gpt(num_blocks=4), _tokens)
 CASES["gpt, fused attention dropout"] = (lambda: Gpt(tied=False, dropout=0.3), _tokens)
 CASES["gpt, softmax dropout"] = (lambda: Gpt(dropout=0.2, fused=False), _tokens)
 _case(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 
 import pytest
 import torch
 import torch.nn.functional as F
-from runtime_cases import CASES, Gpt, Net, model_of
+from runtime_cases import CASES, Net, model_of
 from runtime_reference import (
     CPU,
     KEY,
@@ -21,6 +22,7 @@ from torch import nn
 
 from openwafer.errors import DataError
 from openwafer.frontends.torch.capture import flatten_batch
+from openwafer.runtime.compiled import CompiledModel
 from openwafer.runtime.trace import TensorFact
 
 
@@ -38,10 +40,16 @@ def assert_same(found: Outcome, expected: Outcome, tolerance: float = 2e-6) -> N
         torch.testing.assert_close(buffer, expected.buffers[name], msg=lambda m, n=name: n + m)
 
 
+@cache
+def compiled_case(name: str) -> CompiledModel:
+    return compiled_model(*model_of(name))
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_training_equals_eager_autograd(name: str) -> None:
     model, batch = model_of(name)
-    assert_same(compiled_outcome(model, batch), eager_outcome(model, batch))
+    found = compiled_outcome(model, batch, compiled=compiled_case(name))
+    assert_same(found, eager_outcome(model, batch))
 
 
 @pytest.mark.parametrize("name", ["conv with batch norm", "gpt, softmax dropout", "lstm"])
@@ -100,19 +108,15 @@ def test_code_that_asks_for_the_dtype_is_captured_as_it_runs(forward, dtype) -> 
 
 
 def test_copies_are_lowered_once_and_their_gradients_are_their_own() -> None:
-    torch.manual_seed(0)
-    model = Gpt(num_blocks=4)
-    batch = (torch.randint(0, 11, (2, 6)), torch.randint(0, 11, (2, 6)))
-    compiled = compiled_model(model, batch)
+    compiled = compiled_case("gpt, four blocks")
     blocks = [layer.functions for layer in compiled.layers if layer.layer.name.startswith("h.")]
     assert len(blocks) == 4
     assert all(functions is blocks[0] for functions in blocks)
-    assert_same(compiled_outcome(model, batch, compiled=compiled), eager_outcome(model, batch))
 
 
 def test_saved_bytes_are_what_is_kept() -> None:
     model, batch = model_of("gpt, softmax dropout")
-    compiled = compiled_model(model, batch)
+    compiled = compiled_case("gpt, softmax dropout")
     weights = {n: w.detach() for n, w in model.named_parameters()}
     values = compiled.feed(flatten_batch(batch), CPU)
     for layer in compiled.layers:
@@ -132,7 +136,7 @@ def test_evaluation_keeps_nothing() -> None:
 
 def test_values_go_when_their_last_reader_has_run() -> None:
     model, batch = model_of("unet")
-    compiled = compiled_model(model, batch)
+    compiled = compiled_case("unet")
     weights = {n: w.detach() for n, w in model.named_parameters()}
     values = compiled.feed(flatten_batch(batch), CPU)
     for layer in compiled.layers:
@@ -142,7 +146,7 @@ def test_values_go_when_their_last_reader_has_run() -> None:
 
 def test_a_batch_in_another_memory_layout_gives_the_same() -> None:
     model, batch = model_of("unet")
-    compiled = compiled_model(model, batch)
+    compiled = compiled_case("unet")
     turned = tuple(t.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0) for t in batch)
     expected = compiled_outcome(model, batch, compiled=compiled)
     assert_same(compiled_outcome(model, turned, compiled=compiled), expected, 1e-7)
@@ -150,7 +154,7 @@ def test_a_batch_in_another_memory_layout_gives_the_same() -> None:
 
 def test_weights_in_another_memory_layout_give_the_same() -> None:
     model, batch = model_of("a transposed weight")
-    compiled = compiled_model(model, batch)
+    compiled = compiled_case("a transposed weight")
     expected = compiled_outcome(model, batch, compiled=compiled)
     row_by_row = copy.deepcopy(model)
     row_by_row.w = nn.Parameter(model.w.detach().contiguous())  # pyright: ignore
@@ -168,7 +172,7 @@ def test_weights_in_another_memory_layout_give_the_same() -> None:
     ],
 )
 def test_a_batch_unlike_the_first_is_refused(batch, expected: str) -> None:
-    compiled = compiled_model(*model_of("mlp"))
+    compiled = compiled_case("mlp")
     with pytest.raises(DataError) as caught:
         compiled.feed(flatten_batch(batch), CPU)
     assert expected in caught.value.what
@@ -185,14 +189,13 @@ def test_dense_facts() -> None:
 
 
 def test_late_buffers_are_those_that_a_later_layer_updates() -> None:
-    assert compiled_model(*model_of("conv with batch norm")).late_buffers == []
-    late = compiled_model(*model_of("batch norm used twice")).late_buffers
+    assert compiled_case("conv with batch norm").late_buffers == []
+    late = compiled_case("batch norm used twice").late_buffers
     assert late == ["bn.running_mean", "bn.running_var", "bn.num_batches_tracked"]
 
 
 def test_draws_are_numbered_through_all_layers() -> None:
-    model, batch = model_of("gpt, fused attention dropout")
-    compiled = compiled_model(model, batch)
+    compiled = compiled_case("gpt, fused attention dropout")
     # Embedding: 1. A block: attention, after attention, after the feed-forward.
     assert [layer.first_draw for layer in compiled.layers] == [0, 1, 4, 7]
 
