@@ -214,3 +214,18 @@ def test_no_steps_are_logged_but_the_last(tmp_path: Path) -> None:
     outcome = run_here("train", params, tmp_path / "model_dir").succeeded()
     assert [row["step"] for row in outcome.metrics()] == [20]
     assert not any("checkpoint" in name for name in everything_in(outcome.model_dir))
+
+
+def test_debug_metrics_count_every_byte(tmp_path: Path) -> None:
+    """Weights cross twice a step and gradients once, whatever the number of microbatches."""
+    weight_bytes = 4 * (64 * 16 + 16 + 16 * 16 + 16 + 16 * 10 + 10)
+    changes = {**BASE, "runconfig.show_debug_metrics": True, "optimizer.grad_accum_steps": 2}
+    params = write_params(tmp_path / "params.yaml", changes)
+    flags = MODE_FLAGS["weight_streaming"]
+    outcome = run_here("train", params, tmp_path / "model_dir", *flags).succeeded()
+    counters = dict(re.findall(r"Counter (.*): ([\d.]+)", outcome.output))
+    assert int(counters["layers fetched"]) == 20 * 2 * 3
+    assert int(counters["bytes fetched"]) == 20 * 2 * weight_bytes
+    assert int(counters["bytes returned"]) == 20 * weight_bytes
+    assert 0 < int(counters["peak device bytes"])
+    assert float(counters["compile seconds"]) > 0

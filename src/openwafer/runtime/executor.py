@@ -76,6 +76,10 @@ class Executor(ABC):
         """Run the same microbatches again, without an update, and name the first layer whose
         output is not finite. Called only after a loss that is NaN or infinite."""
 
+    def counters(self) -> Mapping[str, int]:
+        """What was counted since the start, by name with its unit; for `show_debug_metrics`."""
+        return {}
+
     def close(self) -> None:
         """Free threads and files."""
         return

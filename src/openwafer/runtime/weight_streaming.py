@@ -89,6 +89,7 @@ class WeightStreaming(Executor):
         # Both are touched by the store thread alone once an update has been handed over.
         self._pending: dict[int, _PendingUpdate] = {}
         self._failed: BaseException | None = None
+        self._counters = {"layers fetched": 0, "bytes fetched": 0, "bytes returned": 0}
         self._told = False
 
     # ------------------------------------------------------------------ steps
@@ -255,6 +256,8 @@ class WeightStreaming(Executor):
             self._apply_pending(shard)
         weights = [weight.to(self._workload.device) for weight in self._store.fetch(names)]
         self._memory.take("weights", _num_bytes(weights))
+        self._counters["layers fetched"] += 1
+        self._counters["bytes fetched"] += _num_bytes(weights)
         return weights
 
     def _hand_over(self, index: int, update: _PendingUpdate) -> None:
@@ -269,6 +272,7 @@ class WeightStreaming(Executor):
             return
         assert self._rule is not None
         gradients = {name: gradient.cpu() for name, gradient in update.gradients.items()}
+        self._counters["bytes returned"] += _num_bytes(list(gradients.values()))
         self._rule.clip_(list(gradients.values()), update.decision)
         self._store.update(shard, gradients, update.learning_rate)
 
@@ -318,6 +322,9 @@ class WeightStreaming(Executor):
         return first_nonfinite(
             self._workload, self._last_model, microbatches, step, weights_of, buffers
         )
+
+    def counters(self) -> Mapping[str, int]:
+        return {**self._counters, "peak device bytes": self._memory.peak_bytes}
 
     def close(self) -> None:
         self._thread.shutdown(wait=True)

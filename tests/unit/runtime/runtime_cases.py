@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 Tensor = torch.Tensor
 Linear, ModuleList, Sequential = nn.Linear, nn.ModuleList, nn.Sequential
 
-__all__ = ["CASES", "Gpt", "Net", "model_of"]
+__all__ = ["CASES", "SLOW", "Gpt", "Net", "model_of"]
 
 CASES: dict[str, tuple[Callable[[], nn.Module], Callable[[], tuple[Any, ...]]]] = {}
 """Name → (make the model, make a batch)."""
@@ -427,3 +427,26 @@ _case("spectral norm", lambda m, x: m.a(x).square().mean(),
       lambda: {"a": nn.utils.parametrizations.spectral_norm(_lin())})  # fmt: skip
 _case("activation checkpointing",
       lambda m, x: m.b(checkpoint(m.a, x, use_reentrant=False)).square().mean(), _two)  # fmt: skip
+
+SLOW = frozenset(
+    {
+        "gpt, tied head",
+        "gru with dropout",
+        "channels last",
+        "listed modules used twice",
+        "straight through rounding",
+        "copies in other layouts: reshaper",
+        "embedding with padding",
+        "einsum",
+        "two losses",
+        "gather and scatter",
+        "dropout of whole channels",
+        "weight norm",
+        "spectral norm",
+        "activation checkpointing",
+        "views of the input returned",
+        "integers in",
+        "a mask in",
+    }
+)
+"""Cases whose dangers another case or test has too; `make test-all` runs them."""

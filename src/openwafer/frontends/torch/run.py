@@ -311,12 +311,26 @@ def _execute_with(model: _Model, coordinator: Coordinator | None) -> JobResult:
                 ),
             )
         )
+        if config.show_debug_metrics:
+            _show_counters(executor, figures, coordinator)
         if config.mode != "eval":
             # The user's own object ends up with the trained weights, as in the plain loop.
             model.base.model.load_state_dict(executor.state().model, strict=False)
         return result
     finally:
         executor.close()
+
+
+def _show_counters(
+    executor: Executor, figures: PlanFigures, coordinator: Coordinator | None
+) -> None:
+    """One line per counter: of the compiler, the executor, and the wait for each worker."""
+    _log.info("Counter compile seconds: %.3f", figures.compile_seconds)
+    for name, count in executor.counters().items():
+        _log.info("Counter %s: %d", name, count)
+    waited = coordinator.waited_seconds if coordinator is not None else {}
+    for rank, seconds in waited.items():
+        _log.info("Counter seconds waited for worker %d: %.3f", rank, seconds)
 
 
 def _executor(model: _Model) -> tuple[Executor, PlanFigures]:
