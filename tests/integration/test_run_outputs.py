@@ -227,5 +227,5 @@ def test_debug_metrics_count_every_byte(tmp_path: Path) -> None:
     assert int(counters["layers fetched"]) == 20 * 2 * 3
     assert int(counters["bytes fetched"]) == 20 * 2 * weight_bytes
     assert int(counters["bytes returned"]) == 20 * weight_bytes
-    assert 0 < int(counters["peak device bytes"])
+    assert int(counters["peak device bytes"]) > 0
     assert float(counters["compile seconds"]) > 0
