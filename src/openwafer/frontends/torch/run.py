@@ -216,6 +216,7 @@ class _Model:
             self.examples[mode],
             training=mode == "train",
             name=type(self.base).__name__,
+            autocast_dtype=self.rules().autocast_dtype,
         )
 
 

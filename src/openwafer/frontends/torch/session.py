@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -112,13 +110,9 @@ def make_executor(
 
 
 def _compile(program: Program, compiled: CompiledProgram | None, rules: RunRules) -> CompiledModel:
-    dtype = rules.autocast_dtype
-
-    def autocast() -> AbstractContextManager[Any]:
-        return torch.autocast(rules.device.type, dtype)
-
+    """The casts of mixed precision are in the Program already: it was captured with them."""
     layers = compiled.layers if compiled else cut_layers(program)
-    return compile_layers(program, layers, autocast=autocast if dtype else None)
+    return compile_layers(program, layers, device=rules.device)
 
 
 def _store(workload: Workload, shards: Sequence[Shard], where: str) -> WeightStore:
@@ -133,7 +127,8 @@ def _named_tensors(modules: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for index, (key, module) in enumerate(modules.items()):
         prefix = "" if index == 0 else f"{key}."
-        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        buffers = module.named_buffers(remove_duplicate=False)
+        for name, tensor in [*module.named_parameters(), *buffers]:
             tensors[prefix + name] = tensor.detach()
     return tensors
 
