@@ -289,11 +289,6 @@ class ScriptProcess:
         assert self.process.pid is not None
         os.kill(self.process.pid, number)
 
-    def signal_group(self, number: int) -> None:
-        """To the process and all that it started, as Ctrl-C in a terminal or SLURM sends it."""
-        assert self.process.pid is not None
-        os.killpg(self.process.pid, number)
-
     def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
         """Wait until `condition`; fails where the process ends before or time is over."""
         deadline = time.monotonic() + seconds
@@ -355,7 +350,6 @@ def start_script(
 
 def _run_script(script: str, argv: list[str], output: str, max_file_bytes: int | None) -> None:
     """In the new process: what `python run.py ARGV > OUTPUT 2>&1` does."""
-    os.setsid()  # a group of its own, as a job of a shell has
     descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(descriptor, stream)

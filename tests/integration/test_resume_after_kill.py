@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,15 +17,18 @@ import pytest
 from fc_mnist_runs import (
     DROP,
     EXAMPLE,
+    RUN_PY,
     SMALL,
     Outcome,
     ScriptProcess,
     assert_same_run,
     checkpoint_steps,
+    command_environment,
     everything_in,
     read_metrics,
     run_here,
     start_script,
+    steps_logged,
     write_params,
 )
 
@@ -230,13 +236,27 @@ def test_a_signal_to_the_whole_group_spares_loading_processes(
     changes = {**RULES, "train_input.num_workers": 1}
     loading = write_params(tmp_path / "params.yaml", changes)
     model_dir = tmp_path / "model_dir"
-    process = start_script("train", loading, model_dir)
-    process.wait_for_step(5)
-    process.signal_group(number)
-    stopped = process.finish()
-    assert stopped.exit_code == 128 + number
-    assert "Traceback" not in stopped.output
-    assert stopped.output.count(f"{number.name}: stopping after this step") == 1
+    command = [sys.executable, RUN_PY, "--mode", "train", "-p", loading, "-o", model_dir]
+    printed = tmp_path / "printed.txt"
+    with printed.open("w") as output:
+        process = subprocess.Popen(
+            [str(part) for part in command],
+            env=command_environment(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        while steps_logged(model_dir) < 5:
+            assert process.poll() is None, printed.read_text()
+            time.sleep(0.005)
+        os.killpg(process.pid, number)
+        assert process.wait(60) == 128 + number
+    finally:
+        process.kill()
+    said = printed.read_text()
+    assert "Traceback" not in said
+    assert said.count(f"{number.name}: stopping after this step") == 1
     assert checkpoint_steps(model_dir)[-1] == read_metrics(model_dir)[-1]["step"] < NUM_STEPS
     outcome = run_here("train", params, model_dir).succeeded()
     assert_same_run(outcome, undisturbed("plain", ()))

@@ -54,6 +54,8 @@ def export_step(
             dropped = _unused_draws(exported.graph)
             _inline_grad_modes(exported.graph_module)
             _keep_places_in_autocast_regions(exported.graph_module)
+            if autocast_dtype is not None:
+                _loss_in_float32(exported.graph)
             # An empty table keeps operations as the user wrote them and makes them functional.
             exported = exported.run_decompositions({})
     except OpenWaferError:
@@ -92,6 +94,18 @@ def _autocast(step: nn.Module, dtype: torch.dtype | None) -> AbstractContextMana
         return nullcontext()
     types = {weight.device.type for weight in step.parameters()} - {"meta"}
     return torch.autocast(next(iter(types), "cpu"), dtype)
+
+
+def _loss_in_float32(graph: fx.Graph) -> None:
+    """Make explicit the one cast of autocast that is inside an operation which is kept whole: the
+    negative log likelihood is computed in fp32."""
+    for node in graph.nodes:
+        if node.target is torch.ops.aten.nll_loss_nd.default:
+            with graph.inserting_before(node):
+                wide = (node.args[0], torch.float32)
+                cast = graph.call_function(torch.ops.aten.to.dtype, wide)
+            cast.meta.update(node.meta)
+            node.args = (cast, *node.args[1:])
 
 
 @contextmanager
