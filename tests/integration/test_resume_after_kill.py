@@ -226,9 +226,8 @@ def test_a_signal_saves_a_checkpoint_and_ends_clearly(
     assert_same_run(outcome, undisturbed(mode, flags))
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_whole_group_spares_loading_processes(
     number: signal.Signals, params: Path, tmp_path: Path, undisturbed: Any
 ) -> None:

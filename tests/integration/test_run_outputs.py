@@ -47,7 +47,9 @@ def events_of(folder: Path) -> dict[str, dict[int, float]]:
     }
 
 
-@pytest.mark.parametrize("mode", MODE_FLAGS)
+@pytest.mark.parametrize(
+    "mode", ["plain", "layer_pipelined", pytest.param("weight_streaming", marks=pytest.mark.slow)]
+)
 def test_lines_files_and_events(mode: str, tmp_path: Path) -> None:
     params = write_params(tmp_path / "params.yaml", {**BASE, "optimizer.learning_rate": 0.05})
     model_dir = tmp_path / "model_dir"
@@ -78,7 +80,9 @@ def test_lines_files_and_events(mode: str, tmp_path: Path) -> None:
     assert written["model"]["hidden_sizes"] == [16, 16]
 
 
-@pytest.mark.parametrize("mode", MODE_FLAGS)
+@pytest.mark.parametrize(
+    "mode", ["plain", "layer_pipelined", pytest.param("weight_streaming", marks=pytest.mark.slow)]
+)
 def test_performance_json(mode: str, tmp_path: Path) -> None:
     params = write_params(tmp_path / "params.yaml", BASE)
     outcome = run_here("train", params, tmp_path / "model_dir", *MODE_FLAGS[mode]).succeeded()
