@@ -16,8 +16,10 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from openwafer.config.optimizer import OptimizerConfig
+from openwafer.errors import OpenWaferError
 from openwafer.frontends.torch.capture import extract_loss
 from openwafer.frontends.torch.metrics import capture_metrics
+from openwafer.frontends.torch.user_code import calling_user_code
 from openwafer.optim.build import build_optimizer, set_learning_rate
 from openwafer.optim.state import load_optimizer_state, optimizer_state
 from openwafer.runtime.executor import Batch, Executor, ModelState, StepResult
@@ -77,7 +79,8 @@ class PlainExecutor(Executor):
 
     def _forward(self, batch: Batch, *, step: int, index: int, metrics: Metrics) -> torch.Tensor:
         key = DrawKey(self._seed, step, index, 0)
-        with capture_metrics() as calls, KeyedDraws(key), self._autocast():
+        user_code = calling_user_code("the model failed on a batch", OpenWaferError)
+        with user_code, capture_metrics() as calls, KeyedDraws(key), self._autocast():
             loss = extract_loss(self._call(self._to_device(batch)))
         for metric, tensors in calls:
             detached = tuple(tensor.detach() for tensor in tensors)

@@ -110,9 +110,9 @@ def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     return tensor.numpy().copy()
 
 
-def _write_npz(path: Path, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
+def _write_npz(path: Path, arrays: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.partial")
     with open(temporary, "wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+        np.savez(file, **arrays)
     temporary.replace(path)

@@ -19,7 +19,7 @@ import torch
 
 from openwafer.config.flags import ExtraArgsParser, parse
 from openwafer.config.params import Params, load_params, resolve
-from openwafer.errors import ConfigError, OpenWaferError, PlanError
+from openwafer.errors import CheckpointError, ConfigError, OpenWaferError, PlanError
 from openwafer.frontends.torch.capture import Captured, capture_step
 from openwafer.frontends.torch.metrics import (
     compute_all_metrics,
@@ -157,6 +157,12 @@ def _run_task(params: Params, functions: Functions) -> JobResult | None:
     configure_logging(config.logging)
     params.log_notices()
     forget_all_metrics()
+    if config.checkpoint_path is not None and not config.checkpoint_path.is_file():
+        raise CheckpointError(
+            "there is no such checkpoint",
+            where=str(config.checkpoint_path),
+            hint="checkpoints are <model_dir>/checkpoint_<step>.mdl",
+        )
     if compiles_only:
         _compile_only(_Model(params, functions))
         return None
