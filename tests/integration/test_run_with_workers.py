@@ -189,8 +189,8 @@ def test_a_killed_worker_ends_the_run_which_then_goes_on(
     worker = run.task(1)
     began = time.monotonic()
     os.kill(worker, signal.SIGKILL)
-    lost = run.finish(30)
-    assert time.monotonic() - began < 20
+    lost = run.finish(60)
+    assert time.monotonic() - began < 30
     assert lost.exit_code != 0
     (error,) = [line for line in lost.output.splitlines() if line.startswith("ERROR")]
     assert "worker 1" in error
@@ -243,7 +243,7 @@ def test_a_killed_launcher_takes_its_tasks_along(
     run.wait_for_step(5)
     run.process.send_signal(signal.SIGKILL)
     run.process.wait()
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while run.processes():
         assert time.monotonic() < deadline, f"left behind: {run.processes()}"
         time.sleep(0.05)
@@ -292,8 +292,8 @@ def test_a_signal_to_the_launcher_saves_a_checkpoint(
     run.wait_for_step(20)
     began = time.monotonic()
     run.process.send_signal(number)
-    stopped = run.finish(30)
-    assert time.monotonic() - began < 12, "it waited for something"
+    stopped = run.finish(60)
+    assert time.monotonic() - began < 30, "it waited for something"
     assert stopped.exit_code == 128 + number
     assert "Traceback" not in stopped.output
     last = read_metrics(run.model_dir)[-1]["step"]

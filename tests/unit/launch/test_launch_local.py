@@ -158,8 +158,8 @@ def test_a_failing_task_ends_the_others_and_their_children(
 ) -> None:
     started = time.monotonic()
     command = python(FAIL.replace("ACTION", action), str(tmp_path))
-    assert launch_local(command, 3, settle_seconds=0.3, grace_seconds=5) == code
-    assert time.monotonic() - started < 4
+    assert launch_local(command, 3, settle_seconds=0.3, grace_seconds=60) == code
+    assert time.monotonic() - started < 50
     assert f"openwafer launch: task 2 (worker) {text}" in capfd.readouterr().err
     for name in ("0", "child0", "1", "child1"):
         assert not is_alive(read_pid(tmp_path / name))
@@ -193,7 +193,7 @@ def test_the_others_have_time_to_say_why(capfd: pytest.CaptureFixture[str]) -> N
 LAUNCHER = """
     import sys
     from openwafer.launch.local import launch_local
-    sys.exit(launch_local(sys.argv[1:], 2, grace_seconds=5))
+    sys.exit(launch_local(sys.argv[1:], 2, grace_seconds=60))
 """
 SLEEPER = """
     import os, pathlib, signal, sys, time
@@ -214,7 +214,7 @@ def test_signals_are_forwarded(tmp_path: Path, number: signal.Signals) -> None:
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as launcher:
         pids = [read_pid(tmp_path / rank) for rank in "01"]
         launcher.send_signal(number)
-        assert launcher.wait(10) == 128 + number
+        assert launcher.wait(90) == 128 + number
     assert [read_pid(tmp_path / f"signal{rank}") for rank in "01"] == [number, number]
     assert not any(map(is_alive, pids))
 

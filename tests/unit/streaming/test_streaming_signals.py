@@ -35,20 +35,20 @@ def test_the_grace_time_ends() -> None:
     with OutlivedSignal(grace_seconds=0.1), pytest.raises(SystemExit) as ending:
         signal_and_wait(signal.SIGTERM)
     assert ending.value.code == 128 + signal.SIGTERM
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 9
 
 
 def test_no_timer_is_left() -> None:
-    with OutlivedSignal(grace_seconds=0.2):
+    with OutlivedSignal(grace_seconds=1):
         os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(0.4)  # a timer that is left would end the tests here
+    time.sleep(1.2)  # a timer that is left would end the tests here
 
 
 def test_interrupt_reaches_the_main_thread() -> None:
     with OutlivedSignal() as signals:
         threading.Timer(0.1, signals.interrupt).start()
         with pytest.raises(KeyboardInterrupt):
-            time.sleep(5)
+            time.sleep(60)
         assert signals.interrupted
 
 
@@ -81,4 +81,4 @@ while True:
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.3)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(5) == 128 + signal.SIGTERM
+        assert process.wait(60) == 128 + signal.SIGTERM

@@ -13,9 +13,9 @@ import openwafer
 
 SCRIPT = """
 import json, sys, time
-began = time.perf_counter()
+began = time.process_time()
 import openwafer
-seconds = time.perf_counter() - began
+seconds = time.process_time() - began
 names = dir(openwafer)
 print(json.dumps([seconds, [m for m in ("torch", "numpy", "yaml") if m in sys.modules], names]))
 """
