@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C in the processes that load data.
+"""SIGTERM, SIGUSR1 and Ctrl-C in the processes that load data.
 
 Decides that such a process outlives the first one. Both reach every process of a run at once (the
 group of a terminal, a SLURM step, the local launcher), and the process that trains then finishes
@@ -20,7 +20,8 @@ GRACE_SECONDS = 25.0
 """How long a worker task goes on after a first signal: shorter than the 30 seconds (KillWait) that
 SLURM leaves before it kills."""
 
-_WATCHED = (signal.SIGTERM, signal.SIGINT)
+# SIGUSR1 is what batch scripts have SLURM send before the time limit; the second may be SIGTERM.
+_WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class OutlivedSignal:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,8 @@ SECRET_FILE_VARIABLE = "OPENWAFER_SECRET_FILE"
 _RANK = "SLURM_PROCID"
 _NUM_TASKS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
 _JOB_ID = "SLURM_JOB_ID"
+_NUM_NODES = "SLURM_NNODES"
+_NODE = "SLURMD_NODENAME"
 # Only to tell one run of a job from the next, for the name of the secret's file.
 _RUN_PARTS = ("SLURM_STEP_ID", "SLURM_RESTART_COUNT")
 
@@ -51,6 +54,8 @@ class TaskEnvironment:
 
     rank: 0 is the coordinator; workers are 1 to `num_tasks - 1`.
     job_id: of the scheduler, empty without one.
+    num_nodes: over which the tasks are spread.
+    node: the name of this task's node.
     secret_file: the file with the run's secret; None in a single process.
     secret_is_given: the launcher made that file; otherwise the coordinator makes it.
     """
@@ -58,6 +63,8 @@ class TaskEnvironment:
     rank: int = 0
     num_tasks: int = 1
     job_id: str = ""
+    num_nodes: int = 1
+    node: str = "localhost"
     secret_file: Path | None = None
     secret_is_given: bool = False
 
@@ -95,6 +102,8 @@ class TaskEnvironment:
             rank=rank,
             num_tasks=count,
             job_id=variables.get(_JOB_ID, ""),
+            num_nodes=_number(variables, _NUM_NODES) if variables.get(_NUM_NODES) else 1,
+            node=variables.get(_NODE) or socket.gethostname(),
             secret_file=Path(given) if given else _default_secret_file(variables),
             secret_is_given=bool(given),
         )

@@ -23,6 +23,7 @@ from openwafer.streaming import auth, wire
 from openwafer.streaming.address import parse_address
 from openwafer.streaming.blame import user_place
 from openwafer.streaming.loader import BatchSequence
+from openwafer.streaming.meeting import find_coordinator
 from openwafer.streaming.settings import StreamSettings
 from openwafer.streaming.shard import Shard
 from openwafer.streaming.signals import OutlivedSignal
@@ -63,6 +64,7 @@ def run_worker(
         Exception: what the user's data code raises; the coordinator has been told.
     """
     secret = auth.run_secret(environment, settings.connect_timeout_seconds)
+    address = find_coordinator(address, environment, settings.connect_timeout_seconds)
     connection = _connect(address, secret, environment.rank, settings)
     with OutlivedSignal() as signals:
         inbox = _Inbox(connection, address, settings, signals)

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C while training.
+"""SIGTERM, SIGUSR1 and Ctrl-C while training.
 
 Decides that the first one asks for an orderly stop (finish the step, save, say so) and a second
 Ctrl-C ends at once. Does not decide what an orderly stop does (loop.py).
@@ -14,11 +14,12 @@ from typing import Any
 
 __all__ = ["StopRequest"]
 
-_WATCHED = (signal.SIGTERM, signal.SIGINT)
+# SIGUSR1 is what batch scripts have SLURM send before the time limit (`--signal=USR1@60`).
+_WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class StopRequest:
-    """A context in which SIGTERM and SIGINT set `requested` instead of ending the process.
+    """A context in which SIGTERM, SIGINT and SIGUSR1 set `requested` instead of ending the process.
 
     Outside the main thread no handler can be set: the context then does nothing, and whoever owns
     the main thread may call `request`.
