@@ -9,6 +9,7 @@ which needs no privileges at all.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,19 +32,27 @@ class Container:
     """An image and how it is started.
 
     binds: `HOST` or `HOST:INSIDE`, folders that the command sees.
+    working_dir: where it runs; Singularity and Apptainer stay where they are called, ch-run has to
+        be told.
     gpu: make NVIDIA's driver visible (Apptainer and Singularity).
     """
 
     image: str
     runtime: Runtime
     binds: tuple[str, ...] = ()
+    working_dir: str
     gpu: bool = False
 
     def wrap(self, command: Sequence[str]) -> list[str]:
         """The command line that runs `command` inside."""
         if self.runtime == "charliecloud":
-            binds = [f"--bind={_both_sides(bind)}" for bind in self.binds]
-            return ["ch-run", *binds, self.image, "--", *command]
+            # The home folder too, as the others have it: the run's secret is there.
+            seen = dict.fromkeys(map(_both_sides, (*self.binds, self.working_dir)))
+            binds = [f"--bind={bind}" for bind in seen]
+            # What the image's recipe set with ENV.
+            own = ["--set-env"] if (Path(self.image) / "ch/environment").is_file() else []
+            where = f"--cd={self.working_dir}"
+            return ["ch-run", "--home", *own, *binds, where, self.image, "--", *command]
         bind = ["--bind", ",".join(self.binds)] if self.binds else []
         gpu = ["--nv"] if self.gpu else []
         return [self.runtime, "exec", *gpu, *bind, self.image, *command]
@@ -55,6 +64,7 @@ def choose_container(
     *,
     runtime: str | None = None,
     gpu: bool = False,
+    working_dir: str | None = None,
     which: Callable[[str], str | None] = shutil.which,
 ) -> Container:
     """A container for `image`.
@@ -63,6 +73,7 @@ def choose_container(
         image: a `.sif` file, or a folder with a file system for Charliecloud.
         binds: `HOST[:INSIDE]`; each may hold several with commas between them.
         runtime: the program; None chooses by the image and by what is installed.
+        working_dir: where the command runs; None is the present folder.
 
     Raises:
         LaunchError: no such image or runtime, or a bind without a folder.
@@ -81,7 +92,13 @@ def choose_container(
         if not part.split(":")[0]:
             raise LaunchError(f"`{part}` binds no folder", where="--bind", allowed="HOST[:INSIDE]")
     chosen = cast("Runtime", runtime) if runtime else _runtime_for(image, which)
-    return Container(image=image, runtime=chosen, binds=split, gpu=gpu)
+    return Container(
+        image=image,
+        runtime=chosen,
+        binds=split,
+        working_dir=working_dir or os.getcwd(),
+        gpu=gpu,
+    )
 
 
 def _runtime_for(image: str, which: Callable[[str], str | None]) -> Runtime:

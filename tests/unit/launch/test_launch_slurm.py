@@ -58,7 +58,12 @@ def test_a_job_that_goes_on_after_its_time(golden: Callable[[str, str], None]) -
 
 @pytest.mark.parametrize("runtime", ["singularity", "apptainer", "charliecloud"])
 def test_container_lines(runtime: str, golden: Callable[[str, str], None]) -> None:
-    container = choose_container("/images/wafer", ["/data:/mnt/data", "/scratch"], runtime=runtime)
+    container = choose_container(
+        "/images/wafer",
+        ["/data:/mnt/data", "/scratch"],
+        runtime=runtime,
+        working_dir="/home/me/fc_mnist",
+    )
     golden(f"launch_container_{runtime}.txt", " ".join(container.wrap(RUN)) + "\n")
 
 
@@ -70,7 +75,9 @@ def test_a_folder_is_for_charliecloud_and_a_file_for_what_is_installed(tmp_path:
     assert choose_container("a.sif", which=only("apptainer")).runtime == "apptainer"
     assert choose_container("a.sif", which=only("singularity")).runtime == "singularity"
     assert choose_container("a.sif", which=lambda name: None).runtime == "singularity"
-    assert "--nv" in Container(image="a.sif", runtime="apptainer", gpu=True).wrap(RUN)
+    assert "--nv" in Container(image="a.sif", runtime="apptainer", working_dir="/", gpu=True).wrap(
+        RUN
+    )
 
 
 def test_scripts_are_valid_shell_whatever_the_words_are(tmp_path: Path) -> None:
