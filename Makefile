@@ -37,6 +37,13 @@ test: $(STAMP) ## the tests (under five minutes on two cores)
 test-all: $(STAMP) ## the tests, slow ones too
 	$(PYTEST) -m "slow or not slow"
 
+test-zoo: $(STAMP) ## every tiny model of the zoo, 50 steps in every mode
+	$(PYTEST) tests/zoo -m zoo
+
+test-cluster: $(STAMP) ## jobs on a real SLURM (installed where root on Debian; else skipped)
+	bash tests/cluster/install.sh
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cluster -m cluster -rs
+
 readme: $(STAMP) ## every command of the README
 	$(PYTEST) tests/integration/test_readme.py -m "slow or not slow"
 
@@ -54,9 +61,9 @@ format: $(STAMP) ## let ruff rewrite what it can
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-ci: lint types layers test readme ## what CI runs
+ci: lint types layers test test-zoo test-cluster readme ## what CI runs
 
 clean: ## remove .venv and build leftovers
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache
 
-.PHONY: help setup demo test test-all readme lint types layers format ci clean
+.PHONY: help setup demo test test-all test-zoo test-cluster readme lint types layers format ci clean

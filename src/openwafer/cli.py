@@ -6,8 +6,10 @@ Decides its subcommands and their arguments. Does not decide what they do: each 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from openwafer.errors import LaunchError, OpenWaferError
 
@@ -16,8 +18,11 @@ __all__ = ["main"]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; gives the exit code."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given and given[0] in _RUNS:
+        return _run_model(given[0], given[1:])
     parser = _parser()
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(given)
     if arguments.command is None:
         parser.print_help()
         return 0
@@ -34,6 +39,14 @@ def _parser() -> argparse.ArgumentParser:
         description="Validate, compile, train and evaluate models for a wafer, on any hardware.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    zoo = commands.add_parser("zoo", help="list the reference models")
+    zoo.add_argument("family", nargs="?", help="models of this family alone, e.g. gpt2")
+    zoo.add_argument("--json", action="store_true", help="for machines")
+    zoo.set_defaults(run=_zoo)
+    for name, text in _RUNS.items():
+        commands.add_parser(name, help=text, add_help=False)
+    _add_prepare(commands)
+    _add_convert(commands)
     launch = commands.add_parser(
         "launch",
         help="start a script as several tasks on this machine, as srun would",
@@ -41,6 +54,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     launch.add_argument(
         "--tasks", type=int, required=True, help="number of tasks: one coordinator, N-1 workers"
+    )
+    launch.add_argument(
+        "--max_restarts",
+        type=int,
+        default=3,
+        metavar="N",
+        help="start a worker that was killed again, so many times (3)",
     )
     launch.add_argument("script", nargs=argparse.REMAINDER, metavar="-- COMMAND")
     launch.set_defaults(run=_launch)
@@ -50,9 +70,114 @@ def _parser() -> argparse.ArgumentParser:
     kernels.add_argument("--mode", help="kernels of this execution mode")
     kernels.add_argument("--json", action="store_true", help="for machines")
     kernels.set_defaults(run=_kernels)
+    bench = commands.add_parser("bench", help="run a benchmark of this checkout")
+    bench.add_argument("name", choices=("machine-model",), help="which one")
+    bench.add_argument("rest", nargs=argparse.REMAINDER, metavar="...", help="its own arguments")
+    bench.set_defaults(run=_bench)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)
     return parser
+
+
+_RUNS = {
+    "train": "train a model of the zoo",
+    "eval": "evaluate a model of the zoo",
+    "train_and_eval": "train a model of the zoo, and evaluate after each epoch",
+    "predict": "write the predictions of a model of the zoo",
+    "validate": "say on which kernels a model of the zoo runs",
+    "compile": "plan a model of the zoo for a machine",
+}
+"""Subcommands with the flags of every run; `openwafer train --help` lists them."""
+
+
+def _add_prepare(commands: Any) -> None:
+    prepare = commands.add_parser("prepare", help="make training data of your files")
+    kinds = prepare.add_subparsers(dest="kind", metavar="KIND", required=True)
+    text = kinds.add_parser(
+        "text",
+        help="plain text to tokens",
+        description="Make tokens of plain text files, in files that training reads as they are.",
+    )
+    add = text.add_argument
+    add("inputs", nargs="+", metavar="PATH", help="text files, or folders of them")
+    add("--out", required=True, metavar="DIR", help="where the tokens go; then your --data_dir")
+    add("--tokenizer", default="bpe", help="bpe, wordpiece, byte, or a tokenizer.json (bpe)")
+    add("--vocab_size", type=int, default=8192, metavar="N", help="of a trained one (8192)")
+    add("--vocab_file", metavar="FILE", help="use this vocabulary instead of training one")
+    add("--do_lower", action="store_true", help="lower case")
+    add(
+        "--documents",
+        choices=["files", "blank_lines", "lines"],
+        default="files",
+        help="what a document is (files)",
+    )
+    add("--eval_fraction", type=float, default=0.0, metavar="F", help="share held out (0)")
+    add("--output", choices=["shards", "csv", "hdf5"], default="shards", help="format (shards)")
+    add("--max_sequence_length", type=int, default=128, metavar="N", help="of csv and hdf5 (128)")
+    add("--num_workers", type=int, default=1, metavar="N", help="processes (1)")
+    add("--seed", type=int, default=1, metavar="N", help="of what is held out (1)")
+    text.set_defaults(run=_prepare_text)
+
+
+def _add_convert(commands: Any) -> None:
+    convert = commands.add_parser(
+        "convert",
+        help="between Hugging Face checkpoints and ours",
+        description="Convert a Hugging Face folder to a checkpoint (.mdl), or a checkpoint to a "
+        "Hugging Face folder.",
+    )
+    convert.add_argument("source", metavar="FROM", help="a folder, or a file.mdl")
+    convert.add_argument("target", metavar="TO", help="a file.mdl, or a folder")
+    convert.add_argument("--model", metavar="NAME", help="the model's name in the zoo")
+    convert.add_argument(
+        "--params", metavar="FILE", help="its parameters (params_train.yaml beside the checkpoint)"
+    )
+    convert.set_defaults(run=_convert)
+
+
+def _run_model(command: str, argv: Sequence[str]) -> int:
+    from openwafer.zoo.run_model import run_model
+
+    run_model(command, argv)
+    return 0
+
+
+def _zoo(arguments: argparse.Namespace) -> int:
+    from openwafer.zoo.listing import entries, listing_json, listing_text
+
+    found = entries(arguments.family)
+    print(listing_json(found) if arguments.json else listing_text(found))
+    return 0
+
+
+def _prepare_text(arguments: argparse.Namespace) -> int:
+    from openwafer.data.prepare import prepare
+
+    result = prepare(
+        arguments.inputs,
+        arguments.out,
+        tokenizer=arguments.tokenizer,
+        vocab_size=arguments.vocab_size,
+        vocab_file=arguments.vocab_file,
+        do_lower=arguments.do_lower,
+        documents=arguments.documents,
+        eval_fraction=arguments.eval_fraction,
+        output=arguments.output,
+        max_sequence_length=arguments.max_sequence_length,
+        num_workers=arguments.num_workers,
+        seed=arguments.seed,
+    )
+    print(result)
+    return 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from openwafer.zoo.convert import convert
+
+    print(
+        convert(arguments.source, arguments.target, model=arguments.model, params=arguments.params)
+    )
+    return 0
 
 
 def _launch(arguments: argparse.Namespace) -> int:
@@ -66,7 +191,7 @@ def _launch(arguments: argparse.Namespace) -> int:
             hint="openwafer launch --tasks 4 -- python run.py --mode train --params params.yaml "
             "--cs_ip 127.0.0.1:9000",
         )
-    return launch_local(list(command), arguments.tasks)
+    return launch_local(list(command), arguments.tasks, max_restarts=arguments.max_restarts)
 
 
 def _kernels(arguments: argparse.Namespace) -> int:
@@ -75,6 +200,21 @@ def _kernels(arguments: argparse.Namespace) -> int:
     chosen = select_kernels(family=arguments.family, op=arguments.op, mode=arguments.mode)
     print(table_json(chosen) if arguments.json else table_text(chosen))
     return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    """Benchmarks are in the checkout, not in the package."""
+    from importlib import import_module
+
+    sys.path.insert(0, os.getcwd())
+    try:
+        module = import_module(f"benchmarks.{arguments.name.replace('-', '_')}")
+    except ModuleNotFoundError as error:
+        raise LaunchError(
+            f"the benchmark is not here: {error}",
+            hint="run it in a checkout of the project, where `benchmarks/` is",
+        ) from error
+    return int(module.main(arguments.rest))
 
 
 def _version(arguments: argparse.Namespace) -> int:

@@ -30,7 +30,7 @@ from openwafer.plan.layers import Layer, cut_layers
 from openwafer.plan.plan import Plan, build_plan
 from openwafer.plan.validation import ValidationReport, validation_report
 
-__all__ = ["CompiledProgram", "choose_mode", "compile_program", "validate_program"]
+__all__ = ["CompiledProgram", "auto_mode", "choose_mode", "compile_program", "validate_program"]
 
 _log = logging.getLogger("openwafer")
 
@@ -65,11 +65,15 @@ def compile_program(
     compute_dtype: str = "float32",
     num_microbatches: int = 1,
     prefetch_depth: int = 1,
+    num_replicas: int = 1,
+    num_systems: int = 1,
 ) -> CompiledProgram:
     """Plan a Program for a machine, or read the plan from the cache. Where `--compile_only` stops.
 
     Args:
         compile_dir: where `cs_<hash>/` is looked for and written; None uses no files.
+        num_replicas: layer pipelined: copies of the model on the floor; -1 chooses.
+        num_systems: weight streaming: systems that share the batch.
 
     Raises:
         UnsupportedOpError: some operation has no kernel; it lists all of them.
@@ -83,6 +87,8 @@ def compile_program(
         "compute_dtype": compute_dtype,
         "num_microbatches": num_microbatches,
         "prefetch_depth": prefetch_depth,
+        "num_replicas": num_replicas,
+        "num_systems": num_systems,
         # What it keeps for a weight depends on more than its type: momentum, amsgrad, ...
         "optimizer": asdict(optimizer_cost),
         "layers": [layer.structure for layer in layers],
@@ -100,6 +106,8 @@ def compile_program(
             num_microbatches=num_microbatches,
             prefetch_depth=prefetch_depth,
             optimizer=optimizer_cost,
+            num_replicas=num_replicas,
+            num_systems=num_systems,
         )
     directory = None
     if compile_dir:
@@ -121,13 +129,16 @@ def choose_mode(
     program: Program,
     device: torch.device,
 ) -> ExecutionMode:
+    """What was requested, or what `auto` takes for the program."""
+    return auto_mode(program.num_parameters, device) if requested == "auto" else requested
+
+
+def auto_mode(num_parameters: int, device: torch.device) -> ExecutionMode:
     """The documented rule for `auto`: layer pipelined below a billion parameters if weights,
     gradients and optimizer state (16 bytes a parameter) fit the device, else weight streaming."""
-    if requested != "auto":
-        return requested
-    if program.num_parameters >= PIPELINED_MAX_PARAMETERS:
+    if num_parameters >= PIPELINED_MAX_PARAMETERS:
         return "weight_streaming"
-    needed_bytes = 16 * program.num_parameters
+    needed_bytes = 16 * num_parameters
     return "layer_pipelined" if needed_bytes < _free_bytes(device) else "weight_streaming"
 
 

@@ -54,7 +54,7 @@ def test_the_documented_script_and_one_process_give_the_same(
     cluster: Cluster, folder: Path
 ) -> None:
     """The site's variable names the wafer, an address of none of our machines."""
-    job_id = cluster.sbatch(folder / "job.sh", CS_IP_ADDR="10.123.45.67")
+    job_id = cluster.sbatch(folder / "job.sh", CS_IP_ADDR="192.0.2.1")
     state = cluster.wait(job_id)
     output = output_of(folder, job_id)
     assert state["JobState"] == "COMPLETED", output

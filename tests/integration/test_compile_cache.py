@@ -113,7 +113,7 @@ def test_overrides_of_the_machine_miss(tmp_path: Path, base_plan: str) -> None:
     overrides.write_text("clock_hz: 500_000_000\n")
     outcome = compile_with(tmp_path, {}, "--fabric_config_file", str(overrides))
     assert base_plan not in plans(tmp_path)
-    assert outcome.plan()["plan"]["estimate"]["clock_hz"] == 500_000_000
+    assert outcome.plan()["plan"]["predicted"]["clock_hz"] == 500_000_000
 
 
 @pytest.fixture(scope="module")

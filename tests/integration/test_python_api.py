@@ -74,14 +74,14 @@ def test_every_form_of_a_loss(form: str, mode: Any) -> None:
     plan = openwafer.compile(Classifier(form), dict_batch(), execution_mode=mode)
     assert plan.execution_mode == mode
     assert plan.num_parameters == NUM_PARAMETERS
-    assert plan.estimate.delta_t > 0
+    assert plan.predicted.delta_t_cycles > 0
 
 
 def test_dict_tuple_list_and_single_tensor_batches() -> None:
     dict_plan = openwafer.compile(Classifier(), dict_batch())
     for batch in (tuple_batch(), list(tuple_batch())):
         plan = openwafer.compile(Classifier(), batch)
-        assert plan.estimate.delta_t == dict_plan.estimate.delta_t
+        assert plan.predicted.delta_t_cycles == dict_plan.predicted.delta_t_cycles
         assert plan.num_samples == 4
 
     class Energy(nn.Linear):

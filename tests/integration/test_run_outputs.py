@@ -108,8 +108,8 @@ def test_performance_json(mode: str, tmp_path: Path) -> None:
     assert fields["est_samples_per_sec"] == plan["samples_per_sec"]
     assert fields["fabric_utilization"] == plan["total_utilization"]
     assert fields["Frequency"] == 850e6
-    assert fields["fabric_cores"] == plan["plan"]["estimate"]["fabric_pes"]
-    assert fields["delta_t"] == plan["plan"]["estimate"]["delta_t"]
+    assert fields["fabric_cores"] == plan["plan"]["fabric"]["fabric_pes"]
+    assert fields["delta_t"] == plan["plan"]["predicted"]["delta_t_cycles"]
     assert fields["compile_time"] > 0
 
 

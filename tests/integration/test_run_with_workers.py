@@ -39,7 +39,13 @@ class Launched:
     """One `openwafer launch`, whose processes are told by a variable in their environment."""
 
     def __init__(
-        self, num_tasks: int, params: Path, model_dir: Path, *flags: str, script: Path = RUN_PY
+        self,
+        num_tasks: int,
+        params: Path,
+        model_dir: Path,
+        *flags: str,
+        script: Path = RUN_PY,
+        max_restarts: int = 0,
     ) -> None:
         self.model_dir = model_dir
         self.mark = uuid.uuid4().hex
@@ -48,7 +54,8 @@ class Launched:
             self.port = int(probe.getsockname()[1])
         command = [sys.executable, script, "--mode", "train", "--params", params]
         command += ["--model_dir", model_dir, "--cs_ip", f"127.0.0.1:{self.port}", *flags]
-        launch = [sys.executable, "-m", "openwafer.cli", "launch", "--tasks", num_tasks, "--"]
+        launch = [sys.executable, "-m", "openwafer.cli", "launch", "--tasks", num_tasks]
+        launch += ["--max_restarts", max_restarts, "--"]
         model_dir.parent.mkdir(parents=True, exist_ok=True)
         self._output = model_dir.with_name(f"{model_dir.name}.{self.mark}.txt")
         with self._output.open("w") as output:
@@ -112,10 +119,8 @@ def launch(tmp_path: Path) -> Generator[Callable[..., Launched], None, None]:
     """`launch(num_tasks, params, name, *flags)`; whatever is left at the end is killed."""
     runs: list[Launched] = []
 
-    def start(
-        num_tasks: int, params: Path, name: str, *flags: str, script: Path = RUN_PY
-    ) -> Launched:
-        runs.append(Launched(num_tasks, params, tmp_path / name, *flags, script=script))
+    def start(num_tasks: int, params: Path, name: str, *flags: str, **options: Any) -> Launched:
+        runs.append(Launched(num_tasks, params, tmp_path / name, *flags, **options))
         return runs[-1]
 
     yield start
@@ -197,11 +202,30 @@ def test_a_killed_worker_ends_the_run_which_then_goes_on(
     assert f"pid {worker}" in error
     assert "was lost" in error
     assert "Traceback" not in lost.output
-    assert 400 not in checkpoint_steps(run.model_dir)
+    last = read_metrics(run.model_dir)[-1]["step"]
+    assert last < 400
+    assert max(checkpoint_steps(run.model_dir)) == last, "what was reached was not saved"
     outcome = launch(2, params, "workers", *flags).finish().succeeded()
     assert "Going on from" in outcome.output
     alone = run_here("train", params, tmp_path / "alone", *MODE_FLAGS["weight_streaming"])
     assert_same_run(outcome, alone.succeeded())
+
+
+@pytest.mark.slow
+def test_killed_workers_come_back_and_nothing_is_lost(
+    tmp_path: Path, launch: Callable[..., Launched]
+) -> None:
+    """Each of two workers is killed once; the run ends with the bits of an undisturbed one."""
+    changes = {**SMALL, **EXAMPLE_200, "runconfig.max_steps": 2000}
+    params = write_params(tmp_path / "params.yaml", changes)
+    run = launch(3, params, "workers", max_restarts=1)
+    for rank, step in ((1, 60), (2, 200)):
+        run.wait_for_step(step)
+        os.kill(run.task(rank), signal.SIGKILL)
+    outcome = run.finish(200).succeeded()
+    assert outcome.output.count("it is started again") == 2
+    alone = run_here("train", params, tmp_path / "alone", "--cs_ip", "local").succeeded()
+    assert_same_run(outcome, alone)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from openwafer.config.runconfig import no_effect_notices, with_port
+from openwafer.config.runconfig import MODES, no_effect_notices, with_port
 from openwafer.errors import ConfigError, nearest
 
 __all__ = ["ExtraArgsParser", "ParsedFlags", "get_parser", "notices", "parse"]
@@ -25,12 +25,12 @@ ExtraArgsParser = Callable[[], Sequence[argparse.ArgumentParser]]
 class ParsedFlags(NamedTuple):
     """What a command line says.
 
-    params_path: the parameter file.
+    params_path: the parameter file; None where it was not given and need not be.
     overrides: every documented flag, None where it was not given; ours only where given.
     extra: values of the user's own flags.
     """
 
-    params_path: str
+    params_path: str | None
     overrides: dict[str, Any]
     extra: dict[str, Any]
 
@@ -55,8 +55,16 @@ class _Parser(argparse.ArgumentParser):
         )
 
 
-def get_parser(extra_args_parser_fn: ExtraArgsParser | None = None) -> argparse.ArgumentParser:
+def get_parser(
+    extra_args_parser_fn: ExtraArgsParser | None = None,
+    *,
+    prog: str | None = None,
+    description: str = "Validate, compile, train, evaluate or predict with a model.",
+) -> argparse.ArgumentParser:
     """The parser, with the user's flags added.
+
+    Args:
+        prog, description: for `--help`.
 
     Raises:
         ConfigError: a flag of the user's parsers is also one of ours.
@@ -66,7 +74,8 @@ def get_parser(extra_args_parser_fn: ExtraArgsParser | None = None) -> argparse.
         parser = _Parser(
             parents=parents,
             allow_abbrev=False,
-            description="Validate, compile, train or evaluate a model.",
+            prog=prog,
+            description=description,
         )
         _add_documented(parser)
         _add_ours(parser)
@@ -83,15 +92,22 @@ def parse(
     argv: Sequence[str] | None = None,
     *,
     extra_args_parser_fn: ExtraArgsParser | None = None,
+    needs_params: bool = True,
+    prog: str | None = None,
+    description: str = "Validate, compile, train, evaluate or predict with a model.",
 ) -> ParsedFlags:
     """Parse a command line (`sys.argv[1:]` if None).
+
+    Args:
+        needs_params: `--params` must be given.
+        prog, description: for `--help`.
 
     Raises:
         ConfigError: a flag is unknown, misses its value or has a wrong one; `--mode` is missing
             although the model is to run; `--validate_only` together with `--compile_only`.
         SystemExit: `--help`.
     """
-    parser = get_parser(extra_args_parser_fn)
+    parser = get_parser(extra_args_parser_fn, prog=prog, description=description)
     assert isinstance(parser, _Parser)
     try:
         namespace, unknown = parser.parse_known_args(argv)
@@ -105,7 +121,13 @@ def parse(
     overrides.update({key: given[key] for key in ours if given[key] is not None})
     extra = {key: value for key, value in given.items() if key not in {*documented, *ours}}
     params_path = overrides.pop("params")
-    _check(params_path, overrides)
+    if params_path is None and needs_params:
+        raise ConfigError(
+            "the flag --params is missing",
+            where="command line",
+            allowed="-p FILE or --params FILE",
+        )
+    _check(overrides)
     return ParsedFlags(params_path, overrides, extra)
 
 
@@ -117,13 +139,7 @@ def notices(given: Mapping[str, object]) -> list[str]:
     return no_effect_notices(given)
 
 
-def _check(params_path: str | None, overrides: dict[str, Any]) -> None:
-    if params_path is None:
-        raise ConfigError(
-            "the flag --params is missing",
-            where="command line",
-            allowed="-p FILE or --params FILE",
-        )
+def _check(overrides: dict[str, Any]) -> None:
     if overrides["compile_only"] and overrides["validate_only"]:
         raise ConfigError(
             "--compile_only and --validate_only exclude each other",
@@ -135,7 +151,7 @@ def _check(params_path: str | None, overrides: dict[str, Any]) -> None:
             raise ConfigError(
                 "the flag --mode is missing",
                 where="command line",
-                allowed="--mode train, eval or train_and_eval",
+                allowed=f"--mode {', '.join(MODES)}",
             )
         overrides["mode"] = "train"
     if overrides["cs_ip"] is not None:
@@ -156,12 +172,17 @@ def _destinations(add: Callable[[argparse.ArgumentParser], None]) -> list[str]:
 def _add_documented(parser: argparse.ArgumentParser) -> None:
     """All flags of release 1.6. None is the default of each."""
     add = parser.add_argument_group("documented").add_argument
-    add("-p", "--params", metavar="FILE", help="YAML file with all parameters (needed)")
+    add(
+        "-p",
+        "--params",
+        metavar="FILE",
+        help="YAML file of parameters (a script needs one; for a model of the zoo: differences)",
+    )
     add(
         "-m",
         "--mode",
-        choices=["train", "eval", "train_and_eval"],
-        help="what to do (needed; train with --validate_only or --compile_only)",
+        choices=list(MODES),
+        help="what to do (a script needs it unless --validate_only or --compile_only is given)",
     )
     add("--config", metavar="NAME", help="use this top-level key of the file as the parameters")
     add("-o", "--model_dir", metavar="DIR", help="checkpoints, plans, logs (<run.py>/model_dir)")

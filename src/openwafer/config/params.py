@@ -4,7 +4,8 @@ Decides how the file and the flags merge, which sections a mode needs, and the f
 `csconfig` and the inputs that matter to every run. Does not decide what else `model` and the inputs
 hold: they pass through as the dicts that the user's own functions expect.
 
-The order: `load_params` merges, the user's default_params_fn may change the dict, `resolve` checks.
+The order: `load_params` reads and merges (`merge_flags` alone, where the parameters are in memory
+already), the user's default_params_fn may change the dict, `resolve` checks.
 """
 
 from __future__ import annotations
@@ -23,7 +24,15 @@ from openwafer.config.schema import KeyPath, Locate, Report, build
 from openwafer.config.yaml_file import YamlFile, read_yaml
 from openwafer.errors import ConfigError, nearest
 
-__all__ = ["SECTIONS", "CSConfig", "LoadedParams", "Params", "load_params", "resolve"]
+__all__ = [
+    "SECTIONS",
+    "CSConfig",
+    "LoadedParams",
+    "Params",
+    "load_params",
+    "merge_flags",
+    "resolve",
+]
 
 SECTIONS = (
     "train_input",
@@ -41,6 +50,7 @@ _NEEDED: Mapping[str, tuple[str, ...]] = {
     "train": ("train_input", "model", "optimizer"),
     "eval": ("eval_input", "model"),
     "train_and_eval": ("train_input", "eval_input", "model", "optimizer"),
+    "predict": ("predict_input", "model"),
 }
 
 ComputeDtype = Literal["float32", "bfloat16", "float16"]
@@ -121,21 +131,48 @@ def load_params(
             as well as `K8S_CS_IP`.
     """
     given = dict(overrides or {})
-    own = dict(extra or {})
     selected = given.pop("config", None)
     file = read_yaml(path)
     raw = file.values if selected is None else _select(file, str(selected))
     prefix: KeyPath = () if selected is None else (selected,)
+
+    def locate(at: KeyPath) -> str:
+        return file.locate((*prefix, *at))
+
+    return merge_flags(
+        raw, locate, given, extra=extra, default_model_dir=default_model_dir, environ=environ
+    )
+
+
+def merge_flags(
+    raw: dict[str, Any],
+    locate: Locate,
+    overrides: Mapping[str, object],
+    *,
+    extra: Mapping[str, object] | None = None,
+    default_model_dir: str | Path = "model_dir",
+    environ: Mapping[str, str] | None = None,
+) -> LoadedParams:
+    """Merge a command line into the `runconfig` of parameters that are in memory, in place.
+
+    Args:
+        locate: gives the place of a key of `raw`.
+        Others: as `load_params` has them, but for `config`.
+
+    Raises:
+        ConfigError: `runconfig` is no mapping, or `cs_ip` is given as well as `K8S_CS_IP`.
+    """
+    own = dict(extra or {})
     runconfig = raw.get("runconfig")
     if runconfig is None:
         runconfig = raw["runconfig"] = {}
     if not isinstance(runconfig, dict):
         raise ConfigError(
             f"`runconfig` is {runconfig!r}",
-            where=file.locate((*prefix, "runconfig")),
+            where=locate(("runconfig",)),
             allowed="a mapping",
         )
-    flags = {**given, **own}
+    flags = {**overrides, **own}
     from_flags = {key for key, value in flags.items() if value is not None}
     for key, value in flags.items():
         if value is not None or key not in runconfig:
@@ -146,12 +183,12 @@ def load_params(
     if runconfig.get("service_dir") is None:
         runconfig["service_dir"] = runconfig["model_dir"]
 
-    def locate(at: KeyPath) -> str:
+    def locate_merged(at: KeyPath) -> str:
         if len(at) > 1 and at[0] == "runconfig" and at[1] in from_flags:
             return f"command line: --{at[1]}"
-        return file.locate((*prefix, *at))
+        return locate(at)
 
-    return LoadedParams(raw, locate, tuple(own))
+    return LoadedParams(raw, locate_merged, tuple(own))
 
 
 def _select(file: YamlFile, name: str) -> dict[str, Any]:
@@ -341,7 +378,7 @@ def _runconfig_notices(section: Mapping[str, Any], config: RunConfig) -> list[st
         ("num_csx", config.num_csx > 1),
     ):
         if asked:
-            notices.append(f"`{key}`: plans are for one copy of the model on one wafer so far")
+            notices.append(f"`{key}`: the plan predicts it; the run here has one copy of the model")
     if config.appliance:
         notices.append("`appliance`: weight streaming on this machine, as with `cs_ip: local`")
     return notices
@@ -356,7 +393,7 @@ def _notices(params: Params) -> list[str]:
         )
     if optimizer is None:
         return notices
-    trains = params.runconfig.mode != "eval"
+    trains = params.runconfig.trains
     if params.compute_dtype == "float16" and optimizer.loss_scaling_factor is None and trains:
         notices.append(
             "float16 without loss scaling: small gradients become 0; "

@@ -12,15 +12,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from openwafer.config.schema import KeyPath, Locate, Report, build, limits
 from openwafer.errors import ConfigError
 
 __all__ = [
     "DEFAULT_PORT",
+    "MODES",
     "NO_EFFECT",
     "RunConfig",
+    "RunMode",
     "build_runconfig",
     "no_effect_notices",
     "with_port",
@@ -29,6 +31,9 @@ __all__ = [
 DEFAULT_PORT = 9000
 """Port of a CS system when `cs_ip` names none."""
 
+RunMode = Literal["train", "eval", "train_and_eval", "predict"]
+MODES: tuple[str, ...] = get_args(RunMode)
+
 LogLevel = Literal["CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG"]
 
 
@@ -36,8 +41,8 @@ LogLevel = Literal["CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG"]
 class RunConfig:
     """The resolved `runconfig` section."""
 
-    mode: Literal["train", "eval", "train_and_eval"] = "train"
-    """What to do."""
+    mode: RunMode = "train"
+    """What to do; predict writes the model's predictions to `<model_dir>/predict/`."""
     max_steps: int | None = field(default=None, metadata=limits(minimum=0))
     """Stop at this global step."""
     num_steps: int | None = field(default=None, metadata=limits(minimum=1))
@@ -47,7 +52,7 @@ class RunConfig:
     steps_per_epoch: int | None = field(default=None, metadata=limits(minimum=1))
     """Upper bound of the steps in one epoch."""
     eval_steps: int | None = field(default=None, metadata=limits(minimum=1))
-    """Number of batches to evaluate; needed when the data loader has no length."""
+    """Number of batches to evaluate or predict; needed when the data loader has no length."""
     log_steps: int = field(default=10, metadata=limits(minimum=0))
     """Steps between two log lines; 0 logs the last step only."""
     checkpoint_steps: int = field(default=0, metadata=limits(minimum=0))
@@ -139,6 +144,11 @@ class RunConfig:
     """Read by no PyTorch code of 1.6."""
     service_dir: Path | None = None
     """Folder of the 1.6 services; model_dir is used."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether the mode trains."""
+        return self.mode in ("train", "train_and_eval")
 
     @property
     def use_cs(self) -> bool:
@@ -248,7 +258,7 @@ def _with_address(config: RunConfig, locate: Locate, report: Report) -> RunConfi
 
 
 def _check_exclusions(config: RunConfig, locate: Locate, report: Report) -> None:
-    trains = config.mode != "eval" and not (config.compile_only or config.validate_only)
+    trains = config.trains and not (config.compile_only or config.validate_only)
     rules = (
         (
             config.compile_only and config.validate_only,

@@ -20,7 +20,7 @@ import yaml
 from openwafer.config.schema import KeyPath
 from openwafer.errors import ConfigError
 
-__all__ = ["YamlFile", "read_yaml"]
+__all__ = ["YamlFile", "parse_value", "read_yaml"]
 
 _FLOAT_TAG = "tag:yaml.org,2002:float"
 _MERGE_TAG = "tag:yaml.org,2002:merge"
@@ -108,6 +108,21 @@ def read_yaml(path: str | Path) -> YamlFile:
         raise ConfigError(f"not valid YAML: {error}", where=str(path)) from None
     except RecursionError:
         raise ConfigError("the YAML is nested too deeply", where=str(path)) from None
+
+
+def parse_value(text: str) -> Any:
+    """One value as it would stand in a file: `4`, `1e-3`, `true`, `[3, 4]`, `{name: normal}`.
+
+    Raises:
+        ConfigError: the text is not YAML.
+    """
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{text!r} is not valid YAML: {error}") from None
+    finally:
+        loader.dispose()
 
 
 def _parse(path: Path, text: str) -> YamlFile:

@@ -22,6 +22,7 @@ from openwafer.kernels.kernel import (
     specs_of,
 )
 from openwafer.kernels.pattern import Leaf, Op, target_name
+from openwafer.kernels.product import one_dtype
 
 __all__ = ["CONVOLUTION_KERNELS"]
 
@@ -61,7 +62,7 @@ def _check(candidate: Candidate) -> Rejection | None:
     weight = specs_of(candidate.bound["weight"])[0]
     if len(weight.shape) > 5:
         return Rejection(f"convolution over {len(weight.shape) - 2} dimensions", "one to three")
-    return None
+    return one_dtype(candidate)
 
 
 def _convolution(name: str, summary: str, targets: str) -> Kernel:

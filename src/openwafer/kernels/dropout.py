@@ -1,7 +1,6 @@
 """Dropout and Bernoulli draws: a mask from a random number per element, and a product.
 
-These are the draws that come from (seed, step, layer, microbatch), so that every way of running a
-model draws the same; other random operations have no such draw, and no kernel (refusal.py).
+The draws come from (seed, step, layer, microbatch), as those in random.py do.
 """
 
 from __future__ import annotations
@@ -44,8 +43,8 @@ DROPOUT_KERNELS: tuple[Kernel, ...] = (
     Kernel(
         name="bernoulli",
         family="dropout",
-        summary="ones with one given probability, else zeros",
-        patterns=(Op("aten.bernoulli.p", Leaf("input")),),
+        summary="ones with a given probability, or with one for each element, else zeros",
+        patterns=(Op("aten.bernoulli", Leaf("input")),),
         dtypes=("float32", "float16", "bfloat16", "bool"),
         cost=_cost,
         sources=("OPS_PER_RANDOM assumed",),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+import torch
 from torch import fx
 
 from openwafer.graph.program import Parameter, Program
@@ -43,7 +44,8 @@ def graph_facts(program: Program, free: Collection[fx.Node]) -> GraphFacts:
     differentiable: set[fx.Node] = set()
     for node in program.graph.nodes:
         sources = node.all_input_nodes
-        if node.name not in batch and all(source in resident for source in sources):
+        held = node.name not in batch and not _is_draw(node)
+        if held and all(source in resident for source in sources):
             resident.add(node)
         if node.name in by_node:
             parameters[node] = (by_node[node.name],)
@@ -71,6 +73,11 @@ def _upstream_of_loss(program: Program, differentiable: set[fx.Node]) -> set[fx.
         reached.add(node)
         waiting.extend(source for source in node.all_input_nodes if source in differentiable)
     return reached
+
+
+def _is_draw(node: fx.Node) -> bool:
+    """Random numbers are new for every batch, even where they depend on no input."""
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _is_float(node: fx.Node) -> bool:

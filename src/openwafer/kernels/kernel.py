@@ -1,7 +1,7 @@
 """Kernel: one entry of the library as a value, and what its match costs.
 
 Decides what a kernel states about itself and in which units. Does not decide which kernel covers
-an operation (match.py) or how many PEs it gets (plan/estimate.py).
+an operation (match.py) or how many PEs it gets (plan/fabric/).
 
 All costs are for one batch of `Program.num_samples` samples.
 """

@@ -12,7 +12,7 @@ from torch import fx
 from openwafer.kernels.cost import kernel_cost, per_sample
 from openwafer.kernels.kernel import CostContext, Kernel, KernelCost, Match, Work, specs_of
 from openwafer.kernels.pattern import Leaf, Op, op_stem, target_name
-from openwafer.kernels.product import PRODUCTS, operand_nodes, product_macs
+from openwafer.kernels.product import PRODUCTS, one_dtype, operand_nodes, product_macs
 
 __all__ = ["MATMUL_KERNELS"]
 
@@ -88,6 +88,7 @@ MATMUL_KERNELS: tuple[Kernel, ...] = (
             Op("aten.addmm.default", _B, _X, _W),
         ),
         cost=_cost,
+        check=one_dtype,
         sources=(_SOURCE,),
     ),
     Kernel(
@@ -99,6 +100,7 @@ MATMUL_KERNELS: tuple[Kernel, ...] = (
             Op("aten.inner aten.tensordot aten.linalg_vecdot", _X, _W),
         ),
         cost=_cost,
+        check=one_dtype,
         sources=(_SOURCE,),
     ),
     Kernel(
@@ -107,6 +109,7 @@ MATMUL_KERNELS: tuple[Kernel, ...] = (
         summary="beta * c + alpha * (a @ b)",
         patterns=(Op("aten.baddbmm aten.addbmm aten.addmv", _B, _X, _W),),
         cost=_cost,
+        check=one_dtype,
         sources=(_SOURCE,),
     ),
     Kernel(
@@ -115,6 +118,7 @@ MATMUL_KERNELS: tuple[Kernel, ...] = (
         summary="einsum of any number of operands, contracted from left to right",
         patterns=(Op("aten.einsum"),),
         cost=_cost,
+        check=one_dtype,
         sources=(_SOURCE,),
     ),
 )

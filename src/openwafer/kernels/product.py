@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import fx
 
-from openwafer.kernels.kernel import specs_of
+from openwafer.kernels.kernel import Candidate, Rejection, specs_of
 from openwafer.kernels.pattern import op_stem, target_name
 
-__all__ = ["PRODUCTS", "operand_nodes", "product_macs"]
+__all__ = ["PRODUCTS", "one_dtype", "operand_nodes", "product_macs"]
 
 PRODUCTS: dict[str, int] = {
     "aten.linear": 0,
@@ -53,6 +53,17 @@ def product_macs(node: fx.Node) -> int:
     if stem == "aten.addbmm":
         summed = (summed[0], specs_of(first)[0].shape[0])
     return result * prod(summed)
+
+
+def one_dtype(candidate: Candidate) -> Rejection | None:
+    """PyTorch multiplies only tensors of one dtype; tensors without data show no error."""
+    dtypes = {spec.dtype: None for node in candidate.inputs for spec in specs_of(node)}
+    if len(dtypes) > 1:
+        return Rejection(
+            f"factors of different dtypes: {', '.join(dtypes)}",
+            "one dtype for weights and inputs: `.to(weight.dtype)`, or mixed_precision: True",
+        )
+    return None
 
 
 def operand_nodes(node: fx.Node) -> tuple[fx.Node, ...]:

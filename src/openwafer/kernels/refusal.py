@@ -112,6 +112,8 @@ def explain(
 ) -> Refusal:
     """The refusal of an operation, given what the kernels that could lie there said."""
     op = target_name(node)
+    if op.startswith("auto_functionalized"):  # torch's form of an operation that works in place
+        op = str(node.args[0])
     known = _known(node, op)
     if rejections:
         reason = "; ".join(dict.fromkeys(rejection.reason for rejection in rejections))
@@ -208,10 +210,20 @@ _HOST = Explanation(
 )
 _RANDOM = Explanation(
     "random numbers come from (seed, step, layer, microbatch), so that every way of running draws "
-    "the same; only dropout and tensor.bernoulli_(p) have such a draw",
-    "`aten.bernoulli.p`",
-    "for a mask, torch.empty_like(x).bernoulli_(p) or dropout; for noise, draw it in the dataset "
-    "and pass it with the batch",
+    "the same; this distribution has no such draw",
+    "`aten.rand`",
+    "the distribution as a formula of torch.rand, torch.randn or tensor.exponential_(), as in "
+    "F.gumbel_softmax; or draw it in the dataset and pass it with the batch",
+)
+_OWN_GENERATOR = Explanation(
+    "numbers from a torch.Generator of the model's own, which only the plain loop has",
+    "the same operation without generator=",
+    "leave generator= out: numbers come from (seed, step, layer, microbatch) in every mode",
+)
+_RANDOM_WINDOWS = Explanation(
+    "places chosen at random, by an operation that draws the numbers itself",
+    "`aten.max_pool2d`",
+    "F.max_pool2d, or slopes of your own: torch.where(x > 0, x, x * torch.rand_like(x))",
 )
 _FACTORIZATION = Explanation(
     "a factorization is a long chain of steps that each depend on the one before; there is no "
@@ -234,12 +246,12 @@ EXPLANATIONS: Mapping[str, Explanation] = {
     ),
     "aten.repeat_interleave.Tensor": _DATA_SHAPE,
     **_all("item _local_scalar_dense equal is_nonzero allclose", _HOST),
+    **_all("multinomial binomial _standard_gamma _sample_dirichlet randint_like.Tensor", _RANDOM),
+    **_all("rand.generator randn.generator randint.generator randperm.generator", _OWN_GENERATOR),
     **_all(
-        "rand rand_like randn randn_like randint randint_like randperm normal normal_functional "
-        "uniform exponential multinomial poisson cauchy geometric random log_normal binomial "
-        "_standard_gamma _sample_dirichlet bernoulli rrelu rrelu_with_noise "
-        "rrelu_with_noise_functional fractional_max_pool2d fractional_max_pool3d",
-        _RANDOM,
+        "rrelu rrelu_with_noise rrelu_with_noise_functional fractional_max_pool2d "
+        "fractional_max_pool3d",
+        _RANDOM_WINDOWS,
     ),
     **_all(
         "svd qr cholesky cholesky_inverse cholesky_solve inverse pinverse det slogdet logdet "

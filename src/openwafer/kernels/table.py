@@ -24,6 +24,7 @@ from openwafer.kernels.normalization import NORMALIZATION_KERNELS
 from openwafer.kernels.pattern import op_stem
 from openwafer.kernels.pooling import POOLING_KERNELS
 from openwafer.kernels.position import POSITION_KERNELS
+from openwafer.kernels.random import RANDOM_KERNELS
 from openwafer.kernels.recurrent import RECURRENT_KERNELS
 from openwafer.kernels.reduce import REDUCE_KERNELS
 from openwafer.kernels.shape import SHAPE_KERNELS
@@ -40,6 +41,7 @@ KERNELS: tuple[Kernel, ...] = (
     *RECURRENT_KERNELS,
     *ACTIVATION_KERNELS,
     *DROPOUT_KERNELS,
+    *RANDOM_KERNELS,
     *LOSS_KERNELS,
     *NORMALIZATION_KERNELS,
     *EMBEDDING_KERNELS,

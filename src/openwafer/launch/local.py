@@ -39,6 +39,8 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 class _Task:
     rank: int
     process: subprocess.Popen[bytes]
+    variables: dict[str, str]
+    num_restarts: int = 0
 
     @property
     def name(self) -> str:
@@ -68,17 +70,22 @@ def launch_local(
     num_tasks: int,
     *,
     env: Mapping[str, str] | None = None,
-    settle_seconds: float = 5.0,
+    max_restarts: int = 3,
+    settle_seconds: float = 28.0,
     grace_seconds: float = 15.0,
 ) -> int:
     """Run `command` as `num_tasks` tasks and wait for all of them.
 
     Task 0 uses this process's output as it is; the lines of task R > 0 appear as `[R] line`. If a
-    task fails, the others get `settle_seconds` to end by themselves (so that the coordinator can
-    say what it lost), then SIGTERM, and SIGKILL after `grace_seconds` more. SIGINT, SIGTERM and
-    SIGHUP to this process go to the tasks, which then have `grace_seconds` to end; a second one
-    kills them. Nothing that the tasks started is left behind. Signals can be forwarded only where
-    this is called in the main thread.
+    task fails, the others get `settle_seconds` to end by themselves (the coordinator may wait
+    `StreamSettings.replace_timeout_seconds` for a worker before it says what it lost, and saves),
+    then SIGTERM, and SIGKILL after `grace_seconds` more. SIGINT, SIGTERM and SIGHUP to this process
+    go to the tasks, which then have `grace_seconds` to end; a second one kills them. Nothing that
+    the tasks started is left behind. Signals can be forwarded only where this is called in the main
+    thread.
+
+    A worker that a signal killed is started again, up to `max_restarts` times each; the coordinator
+    has it go on where the lost one stopped.
 
     Args:
         command: program and arguments, run without a shell.
@@ -117,10 +124,20 @@ def launch_local(
                     num_tasks=num_tasks,
                     job_id=f"local-{os.getpid()}",
                     secret_file=str(secret_file),
+                    workers_come_back=max_restarts > 0,
                 )
-                tasks.append(_Task(rank, _start(command, rank, variables)))
+                tasks.append(_Task(rank, _start(command, rank, variables), variables))
                 _connect_output(tasks[-1], outputs)
-            _wait(tasks, outputs, progress, settle_seconds, grace_seconds)
+
+            def start_again(task: _Task) -> bool:
+                if not task.rank or task.num_restarts >= max_restarts:
+                    return False
+                task.process = _start(command, task.rank, task.variables)
+                task.num_restarts += 1
+                _connect_output(task, outputs)
+                return True
+
+            _wait(tasks, outputs, progress, start_again, settle_seconds, grace_seconds)
     finally:
         for task in tasks:
             task.signal(signal.SIGKILL)
@@ -215,6 +232,7 @@ def _wait(
     tasks: list[_Task],
     outputs: Outputs,
     progress: _Progress,
+    start_again: Callable[[_Task], bool],
     settle_seconds: float,
     grace_seconds: float,
 ) -> None:
@@ -223,9 +241,12 @@ def _wait(
     while running:
         outputs.pump(_POLL_SECONDS) if outputs.open else time.sleep(_POLL_SECONDS)
         for task in [task for task in running if task.process.poll() is not None]:
-            running.remove(task)
             task.signal(signal.SIGKILL)  # what it left behind
             code = task.process.returncode
+            if code < 0 and progress.ending_since is None and start_again(task):
+                _say(f"{task.name} {_how_it_ended(code)}; it is started again")
+                continue
+            running.remove(task)
             if code and progress.ending_since is None:
                 progress.code = code if code > 0 else 128 - code
                 progress.ending_since = time.monotonic()

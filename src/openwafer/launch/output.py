@@ -10,7 +10,7 @@ import os
 import re
 import selectors
 from dataclasses import dataclass
-from typing import IO, BinaryIO
+from typing import IO, BinaryIO, cast
 
 __all__ = ["LinePrefixer", "Outputs"]
 
@@ -74,6 +74,7 @@ class Outputs:
             _write(pipe.target, pipe.prefixer.feed(data) if data else pipe.prefixer.finish())
             if not data:
                 self._selector.unregister(key.fileobj)
+                cast("IO[bytes]", key.fileobj).close()
 
     def close(self) -> None:
         """Write the unfinished lines and stop reading."""

@@ -8,17 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from openwafer.streaming.tasks import COME_BACK_VARIABLE, SECRET_FILE_VARIABLE
+
 __all__ = ["task_variables"]
 
 # Variables of schedulers and MPI launchers: an outer job's must not be taken for ours.
-_OUTER_JOB = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "PMI_", "PMIX_", "OPENWAFER_SECRET_FILE")
+_OUTER_JOB = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "PMI_", "PMIX_")
+_OUTER_RUN = (SECRET_FILE_VARIABLE, COME_BACK_VARIABLE)
 
 
 def task_variables(
-    base: Mapping[str, str], *, rank: int, num_tasks: int, job_id: str, secret_file: str
+    base: Mapping[str, str],
+    *,
+    rank: int,
+    num_tasks: int,
+    job_id: str,
+    secret_file: str,
+    workers_come_back: bool,
 ) -> dict[str, str]:
     """The environment of task `rank`: `base` without an outer job's variables, and our own."""
-    kept = {name: value for name, value in base.items() if not name.startswith(_OUTER_JOB)}
+    kept = {
+        name: value
+        for name, value in base.items()
+        if not name.startswith(_OUTER_JOB) and name not in _OUTER_RUN
+    }
     # Lines of a worker are to appear when they are printed, though its output is a pipe.
     kept.setdefault("PYTHONUNBUFFERED", "1")
     count = str(num_tasks)
@@ -39,5 +52,6 @@ def task_variables(
         "SLURM_JOB_NODELIST": "localhost",
         "SLURM_STEP_NODELIST": "localhost",
         "SLURMD_NODENAME": "localhost",
-        "OPENWAFER_SECRET_FILE": secret_file,
+        SECRET_FILE_VARIABLE: secret_file,
+        COME_BACK_VARIABLE: "1" if workers_come_back else "0",
     }

@@ -95,7 +95,7 @@ class EmbeddingLayer(nn.Module):
                 if table.padding_idx is not None:
                     with torch.no_grad():
                         table.weight[table.padding_idx].zero_()
-            elif isinstance(table, torch.Tensor):
+            elif isinstance(table, torch.Tensor) and not table.is_meta:
                 num_positions, size = table.shape
                 table.copy_(_sinusoids(num_positions, size, *self._timescales))
 

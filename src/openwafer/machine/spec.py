@@ -1,7 +1,7 @@
 """Machine: what the compiler knows of a wafer, each number beside its source.
 
 Decides the fields, their units and how a specification file is read. Does not decide what anything
-costs on it (plan/estimate.py) or where it is placed.
+costs on it or where it is placed (plan/fabric/).
 
 A specification is YAML, one entry a field:
 
@@ -42,15 +42,33 @@ class Rates:
 class Machine:
     """One wafer. `sources` has a (field, where the number comes from) pair for each number.
 
+    Of the wafer:
     fabric_rows, fabric_cols: the rectangle of PEs that a model may use.
     sram_bytes_per_pe, sram_reserved_bytes_per_pe: memory of a PE, and what of it is not for data.
+    sram_banks, sram_bank_bytes_per_cycle: its banks, and the width of each.
+    sram_read_bytes_per_cycle, sram_write_bytes_per_cycle: of one PE, at most.
     clock_hz: cycles per second.
     peak_macs_per_cycle: multiply-accumulates per cycle and PE that the arithmetic unit can do.
-    planning_macs_per_cycle: the same as dense kernels reach; estimates use this one.
-    elementwise_ops_per_cycle: vector operations on elements per cycle and PE, for estimates.
+    vector_ops_per_cycle: operations on elements of a long vector, per cycle and PE.
+    vector_setup_cycles: what a vector instruction takes before its first element.
     link_bytes_per_cycle: one link between neighbours, per direction.
+    ramp_bytes_per_cycle: between a PE and its router, per direction.
     hop_latency_cycles, ramp_latency_cycles: from router to router, and between a PE and its router.
-    io_bytes_per_second: the link between the wafer and its hosts, per direction.
+    num_colors, reserved_colors: routes that a router tells apart, and those that models cannot use.
+    io_lanes, io_bytes_per_second: links between the wafer and its hosts, and all of them together
+        per direction.
+    reduction_bytes_per_second: gradients of several systems summed on their way, per system.
+
+    Of the software that was measured on it (fitted, see the sources):
+    planning_macs_per_cycle: what dense kernels reach per PE: products with weights.
+    activation_macs_per_cycle: the same for products of two activations, with their exchange.
+    elementwise_ops_per_cycle: operations on elements as kernels reach them that pass one position
+        of a sample at a time.
+    transport_columns: columns of PEs beside a dense kernel that hand data in and out.
+    max_fill: share of the floor that is given out to kernels, at most.
+    waiting_per_step: samples that enter while one passes an operation that needs all of it.
+    weight_bytes_per_second: weights and gradients between their store and the wafer, per direction.
+    layer_switch_seconds, step_seconds: weight streaming: per layer and pass, and once per step.
     """
 
     name: str
@@ -59,14 +77,32 @@ class Machine:
     fabric_cols: int
     sram_bytes_per_pe: int
     sram_reserved_bytes_per_pe: int
+    sram_banks: int
+    sram_bank_bytes_per_cycle: int
+    sram_read_bytes_per_cycle: int
+    sram_write_bytes_per_cycle: int
     clock_hz: int
     peak_macs_per_cycle: Rates
-    planning_macs_per_cycle: Rates
-    elementwise_ops_per_cycle: Rates
+    vector_ops_per_cycle: Rates
+    vector_setup_cycles: int
     link_bytes_per_cycle: int
+    ramp_bytes_per_cycle: int
     hop_latency_cycles: int
     ramp_latency_cycles: int
+    num_colors: int
+    reserved_colors: int
+    io_lanes: int
     io_bytes_per_second: int
+    reduction_bytes_per_second: int
+    planning_macs_per_cycle: Rates
+    activation_macs_per_cycle: Rates
+    elementwise_ops_per_cycle: Rates
+    transport_columns: int
+    max_fill: float
+    waiting_per_step: float
+    weight_bytes_per_second: int
+    layer_switch_seconds: float
+    step_seconds: float
     sources: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
@@ -75,13 +111,18 @@ class Machine:
                 f"machine `{self.name}`: nothing is left of a PE's memory",
                 allowed="sram_reserved_bytes_per_pe below sram_bytes_per_pe",
             )
-        for width in ("float32", "float16"):
-            planned = self.planning_macs_per_cycle.of(width)
-            if planned > self.peak_macs_per_cycle.of(width):
-                raise ConfigError(
-                    f"machine `{self.name}`: planning_macs_per_cycle.{width} is above the peak",
-                    allowed=f"at most {self.peak_macs_per_cycle.of(width)}",
-                )
+        if self.reserved_colors >= self.num_colors:
+            raise ConfigError(
+                f"machine `{self.name}`: no color is left for routes",
+                allowed="reserved_colors below num_colors",
+            )
+        for name in ("planning_macs_per_cycle", "activation_macs_per_cycle"):
+            for width in ("float32", "float16"):
+                if getattr(self, name).of(width) > self.peak_macs_per_cycle.of(width):
+                    raise ConfigError(
+                        f"machine `{self.name}`: {name}.{width} is above the peak",
+                        allowed=f"at most {self.peak_macs_per_cycle.of(width)}",
+                    )
 
     @property
     def num_pes(self) -> int:
@@ -93,6 +134,22 @@ class Machine:
         """Bytes of a PE's memory that can hold weights and activations."""
         return self.sram_bytes_per_pe - self.sram_reserved_bytes_per_pe
 
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of the whole wafer that can hold weights and activations."""
+        return self.num_pes * self.data_bytes_per_pe
+
+    @property
+    def free_colors(self) -> int:
+        """Colors that a model's routes may use at one router."""
+        return self.num_colors - self.reserved_colors
+
+    @property
+    def fitted(self) -> tuple[tuple[str, str], ...]:
+        """The numbers that come from fitting published results, with the rows they were fitted
+        on: those whose source begins with `fitted`."""
+        return tuple(item for item in self.sources if item[1].startswith("fitted"))
+
     def source_of(self, field_name: str) -> str:
         """Where a field's number comes from; empty if the specification does not say."""
         return dict(self.sources).get(field_name, "")
@@ -103,8 +160,13 @@ class Machine:
 
 
 _TEXTS = ("name", "description")
-_RATES = ("peak_macs_per_cycle", "planning_macs_per_cycle", "elementwise_ops_per_cycle")
-_MAY_BE_ZERO = ("sram_reserved_bytes_per_pe", "hop_latency_cycles", "ramp_latency_cycles")
+_RATES = tuple(f.name for f in fields(Machine) if f.type in (Rates, "Rates"))
+_FRACTIONS = tuple(f.name for f in fields(Machine) if f.type in (float, "float"))
+_MAY_BE_ZERO = (
+    "sram_reserved_bytes_per_pe", "hop_latency_cycles", "ramp_latency_cycles", "reserved_colors",
+    "vector_setup_cycles", "transport_columns", "waiting_per_step", "layer_switch_seconds",
+    "step_seconds",
+)  # fmt: skip
 _FIELDS = tuple(f.name for f in fields(Machine) if f.name != "sources")
 
 
@@ -203,7 +265,8 @@ def _entry(name: str, raw: Any, where: str) -> tuple[Any, str]:
     place = f"{where}: {name}"
     if name in _RATES:
         return _rates(raw, place), source
-    return _number(raw, place, whole=True, zero=name in _MAY_BE_ZERO), source
+    number = _number(raw, place, whole=name not in _FRACTIONS, zero=name in _MAY_BE_ZERO)
+    return number, source
 
 
 def _rates(raw: Any, where: str) -> Rates:

@@ -30,7 +30,7 @@ from openwafer.plan.text import compile_report
 
 __all__ = ["PLAN_VERSION", "find_plan", "plan_dir", "plan_key", "read_plan", "write_plan"]
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 """Version of plan.json and of what the hash covers; raised when either changes."""
 
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
@@ -116,17 +116,20 @@ def _parse_plan(text: str) -> Plan:
 
 def _plan_fields(plan: Plan) -> dict[str, Any]:
     """plan.json: the summary that people grep for, then the whole plan."""
-    total = plan.estimate
+    total, fabric = plan.predicted, plan.fabric
     fields: dict[str, Any] = {
         "version": PLAN_VERSION,
         "execution_mode": plan.execution_mode,
         "machine": plan.machine,
         "model": plan.model_name,
-        "total_utilization": total.total_utilization,
-        "active_pes": total.active_pes,
-        "samples_per_sec": total.samples_per_sec,
-        "compute_samples_per_sec": total.compute_samples_per_sec,
-        "transmission_samples_per_sec": total.transmission_samples_per_sec,
+        "total_utilization": fabric.active_fraction,
+        "compute_utilization": fabric.utilization,
+        "active_pes": fabric.active_pes,
+        "samples_per_sec": total.samples_per_second,
+        "compute_samples_per_sec": total.compute_samples_per_second,
+        "transmission_samples_per_sec": total.transmission_samples_per_second,
+        "input_samples_per_sec": total.input_samples_per_second,
+        "batch_samples_per_sec": total.batch_samples_per_second,
         "num_layers": len(plan.layers),
         "num_parameters": plan.num_parameters,
         "memory_bytes": {tier: sum(uses.values()) for tier, uses in plan.memory.items()},
@@ -136,17 +139,21 @@ def _plan_fields(plan: Plan) -> dict[str, Any]:
 
 
 def _deltat_fields(plan: Plan) -> dict[str, Any]:
-    total = plan.estimate
+    total = plan.predicted
     return {
         "version": PLAN_VERSION,
-        "estimated_deltat": total.delta_t,
+        "estimated_deltat": total.delta_t_cycles,
         "unit": "cycles per sample",
+        "compute_deltat": total.compute_delta_t_cycles,
+        "transmission_deltat": total.transmission_delta_t_cycles,
+        "input_deltat": total.input_delta_t_cycles,
+        "placement_bound_deltat": plan.fabric.area_bound_cycles,
         "Frequency": float(total.clock_hz),
-        "est_samples_per_sec": total.samples_per_sec,
+        "est_samples_per_sec": total.samples_per_second,
         "bottleneck": total.bottleneck,
         "kernels": {
             row.name: {"compute": row.compute_cycles, "transmission": row.transmission_cycles}
-            for row in total.kernels
+            for row in plan.fabric.kernels
         },
     }
 

@@ -1,7 +1,7 @@
 """Plan: all that was decided about one model before it runs.
 
-Decides what a plan holds and how its memory is counted. Does not decide sizes and rates
-(estimate.py), its text (text.py) or its files (artifacts.py). Executors read it and add nothing.
+Decides what a plan holds and how its memory is counted. Does not decide sizes, places and rates
+(fabric/), its text (text.py) or its files (artifacts.py). Executors read it and add nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from openwafer.kernels.kernel import ADAM, CostContext, ExecutionMode, KernelCos
 from openwafer.kernels.match import KernelGraph
 from openwafer.machine.spec import Machine
 from openwafer.plan.codec import decode, encode
-from openwafer.plan.estimate import FabricEstimate, KernelRow, estimate
+from openwafer.plan.fabric.pipelined import plan_pipelined
+from openwafer.plan.fabric.streaming import plan_streaming
+from openwafer.plan.fabric.values import FabricPlan, KernelRow, Prediction
 from openwafer.plan.layers import Layer
 
 __all__ = [
@@ -34,7 +36,7 @@ class LayerPlan:
 
     parameters: state_dict names; a tied weight is in each layer that reads it.
     num_parameters, parameter_bytes: of those, as the model holds them.
-    kernels: names of the kernels with work, as in `Plan.estimate.kernels`.
+    kernels: names of the kernels with work, as in `Plan.fabric.kernels`.
     forward_macs, backward_macs: multiply-accumulates.
     forward_ops, backward_ops: operations on single elements.
     saved_bytes: activations that wait for the backward pass.
@@ -90,7 +92,8 @@ class Plan:
     num_samples: samples of one batch; all costs are for one.
     memory: bytes by tier ("device", "store") and use ("weights", "gradients", "optimizer",
         "activations").
-    estimate: prediction for the machine.
+    fabric: the floor and the kernels' rectangles on it.
+    predicted: how fast the machine would be.
     """
 
     hash: str
@@ -103,12 +106,13 @@ class Plan:
     layers: tuple[LayerPlan, ...]
     schedule: Schedule
     memory: Mapping[str, Mapping[str, int]]
-    estimate: FabricEstimate
+    fabric: FabricPlan
+    predicted: Prediction
 
     @property
     def kernels(self) -> tuple[KernelRow, ...]:
         """The kernels with work, in execution order."""
-        return self.estimate.kernels
+        return self.fabric.kernels
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` gives an equal plan."""
@@ -130,8 +134,14 @@ def build_plan(
     num_microbatches: int = 1,
     prefetch_depth: int = 1,
     optimizer: OptimizerCost = ADAM,
+    num_replicas: int = 1,
+    num_systems: int = 1,
 ) -> Plan:
     """Put a plan together for the mode that `kernel_graph` was matched for.
+
+    Args:
+        num_replicas: layer pipelined: copies of the model on the floor; -1 chooses.
+        num_systems: weight streaming: systems that share the batch.
 
     Raises:
         PlanError: the model does not fit the machine in this mode.
@@ -143,6 +153,11 @@ def build_plan(
     costs = {match.name: match.cost(context) for match in kernel_graph.working}
     planned = _layer_plans(program, layers, kernel_graph, costs)
     schedule = _schedule(mode, planned, program.training, num_microbatches, prefetch_depth)
+    parts = (layers, kernel_graph, program, machine)
+    if mode == "layer_pipelined":
+        fabric, predicted = plan_pipelined(*parts, optimizer=optimizer, num_replicas=num_replicas)
+    else:
+        fabric, predicted = plan_streaming(*parts, optimizer=optimizer, num_systems=num_systems)
     return Plan(
         hash=plan_hash,
         model_name=program.model_name,
@@ -154,7 +169,8 @@ def build_plan(
         layers=planned,
         schedule=schedule,
         memory=_memory(program, planned, schedule, optimizer),
-        estimate=estimate(layers, kernel_graph, program, machine, mode, optimizer=optimizer),
+        fabric=fabric,
+        predicted=predicted,
     )
 
 

@@ -1,8 +1,7 @@
 """report.html: the plan as one page that needs no network.
 
-Decides what the page shows. Its style and script are in report.css and report.js beside this file.
-The picture has one square for each kernel, its area in proportion to the kernel's PEs; it shows
-sizes, not places.
+Decides what the page shows. Its style and script are in report.css and report.js beside this file,
+its pictures in report_pictures.py.
 """
 
 from __future__ import annotations
@@ -10,29 +9,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 from importlib import resources
-from math import ceil, sqrt
 
-from openwafer.plan.estimate import KernelRow
+from openwafer.plan.fabric.values import KernelRow
 from openwafer.plan.plan import LayerPlan, Plan
+from openwafer.plan.report_pictures import floorplan_picture, memory_picture, timeline_picture
 from openwafer.plan.text import fold_layers, format_bytes
 
-__all__ = ["report_html"]
-
-PICTURE_WIDTH = 960.0
-MAX_SQUARES = 400
-"""More kernels than this are drawn as the largest ones and one square for the rest."""
+__all__ = ["html_table", "page_asset", "report_html"]
 
 
 def report_html(plan: Plan) -> str:
     """The page as text, UTF-8."""
     title = escape(f"{plan.model_name} on {plan.machine}")
+    total = plan.predicted
+    help_text = f" <b>Would help:</b> {escape(_sentence(total.relief))}" if total.relief else ""
     parts = (
         f"<h1>{title}</h1>",
         _summary(plan),
-        f"<p class='bottleneck'>{escape(_sentence(plan.estimate.bottleneck))}</p>",
-        *(f"<p class='note'>{escape(_sentence(note))}</p>" for note in plan.estimate.notes),
-        "<h2>Processing elements per kernel</h2>",
-        _picture(plan),
+        f"<p class='bottleneck'>{escape(_sentence(total.bottleneck))}{help_text}</p>",
+        *(f"<p class='note'>{escape(_sentence(note))}</p>" for note in total.notes),
+        *_pictures(plan),
         "<h2>Kernels</h2>",
         _kernel_table(plan.kernels),
         "<h2>Layers</h2>",
@@ -43,93 +39,77 @@ def report_html(plan: Plan) -> str:
     return (
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
         "<meta name='viewport' content='width=device-width,initial-scale=1'>"
-        f"<title>{title}</title><style>{_asset('report.css')}</style></head>\n<body><main>"
+        f"<title>{title}</title><style>{page_asset('report.css')}</style></head>\n<body><main>"
         + "\n".join(parts)
-        + f"</main><script>{_asset('report.js')}</script></body></html>\n"
+        + f"</main><script>{page_asset('report.js')}</script></body></html>\n"
     )
 
 
-def _asset(name: str) -> str:
+def page_asset(name: str) -> str:
+    """The text of a file beside this one."""
     return (resources.files("openwafer.plan") / name).read_text("utf-8")
 
 
+def _pictures(plan: Plan) -> list[str]:
+    if plan.execution_mode == "weight_streaming":
+        parts = ["<h2>One step</h2>", timeline_picture(plan)]
+        if plan.predicted.systems:
+            parts += ["<h2>Several systems</h2>", _systems_table(plan)]
+        return parts
+    return [
+        "<h2>Floorplan</h2>",
+        floorplan_picture(plan),
+        "<h2>Memory per kernel</h2>",
+        memory_picture(plan),
+    ]
+
+
 def _summary(plan: Plan) -> str:
-    total = plan.estimate
+    total, fabric = plan.predicted, plan.fabric
     kind = "training" if plan.training else "evaluation"
-    facts = (
-        ("samples/s", f"{total.samples_per_sec:,.1f}"),
-        ("cycles per sample", f"{total.delta_t:,}"),
-        ("PEs in use", f"{total.active_pes:,} of {total.fabric_pes:,}"),
+    facts = [
+        ("samples/s", f"{total.samples_per_second:,.1f}"),
+        ("samples/s over a batch", f"{total.batch_samples_per_second:,.1f}"),
+        ("cycles per sample", f"{total.delta_t_cycles:,}"),
+        ("PEs in use", f"{fabric.active_pes:,} of {fabric.fabric_pes:,}"),
+        ("utilization", f"{100 * fabric.utilization:.0f} %"),
         ("parameters", f"{plan.num_parameters:,}"),
         ("mode", f"{plan.execution_mode}, {kind}"),
         ("batch", f"{plan.num_samples:,}"),
-    )
+    ]
+    if plan.execution_mode == "layer_pipelined":
+        facts += [
+            ("replicas", f"{fabric.num_replicas}"),
+            ("busiest link", f"{100 * fabric.max_link_load:.0f} %"),
+            ("colors at a router", f"{fabric.max_colors} of {fabric.free_colors}"),
+        ]
+    else:
+        facts.append(("largest batch that fits", f"{total.largest_batch:,}"))
     items = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts)
     return f"<dl class='facts'>{items}</dl>"
 
 
-def _picture(plan: Plan) -> str:
-    """Squares in rows, their areas in proportion to PEs, beside the whole fabric's area.
-
-    In weight streaming kernels use the fabric one after the other, so that areas do not add up.
-    """
-    shown = _largest(plan.kernels)
-    if not shown:
-        return "<p>No kernel occupies PEs.</p>"
-    in_turn = plan.execution_mode == "weight_streaming"
-    scale = PICTURE_WIDTH / 6 / sqrt(max(pes for _, pes, _ in shown))
-    x = y = row_height = 0.0
-    squares: list[str] = []
-    for name, pes, where in shown:
-        side = max(2.0, scale * sqrt(pes))
-        if x + side > PICTURE_WIDTH:
-            x, y, row_height = 0.0, y + row_height + 6, 0.0
-        label = f"{name}: {pes:,} PEs" + (f", layer {where}" if where else "")
-        squares.append(
-            f"<g><rect x='{x:.1f}' y='{y:.1f}' width='{side:.1f}' height='{side:.1f}'>"
-            f"<title>{escape(label)}</title></rect>{_square_label(name, x, y, side)}</g>"
-        )
-        x, row_height = x + side + 6, max(row_height, side)
-    height = ceil(y + row_height)
-    used = plan.estimate.total_utilization
-    turn = "; in weight streaming kernels take their turns on the same PEs" if in_turn else ""
-    return (
-        f"<figure><svg viewBox='0 0 {PICTURE_WIDTH:.0f} {height}' role='img' "
-        f"aria-label='PEs per kernel'>{''.join(squares)}</svg>"
-        f"<div class='bar' title='PEs in use'><span style='width:{100 * used:.3f}%'></span></div>"
-        f"<figcaption>Sized, not yet placed: the area of a square is in proportion to the PEs of "
-        f"its kernel (squares below 2 pixels are drawn as 2){turn}. The bar is the share of the "
-        f"fabric in use, {100 * used:.2f} %.</figcaption></figure>"
-    )
-
-
-def _largest(rows: Sequence[KernelRow]) -> list[tuple[str, int, str]]:
-    """(name, PEs, layer) of all kernels; of very many, the largest and the sum of the others."""
-    squares = [(row.name, row.pes, row.layer) for row in rows]
-    if len(squares) <= MAX_SQUARES:
-        return squares
-    squares.sort(key=lambda square: -square[1])
-    rest = squares[MAX_SQUARES:]
-    return [*squares[:MAX_SQUARES], (f"{len(rest)} more", sum(s[1] for s in rest), "")]
-
-
-def _square_label(name: str, x: float, y: float, side: float) -> str:
-    if side < 8 * len(name):
-        return ""
-    return f"<text x='{x + 5:.1f}' y='{y + 17:.1f}'>{escape(name)}</text>"
-
-
 def _kernel_table(rows: Sequence[KernelRow]) -> str:
-    head = ("Kernel", "Kind", "Layer", "PEs", "Compute cycles", "Transmission cycles",
-            "Samples/s", "Utilization")  # fmt: skip
+    head = ("Kernel", "Kind", "Layer", "PEs", "Transport", "Forward cycles", "Backward cycles",
+            "Transmission cycles", "Samples/s", "Utilization", "Memory", "Waiting")  # fmt: skip
     body = [
         (
-            row.name, row.kernel, row.layer, row.pes, row.compute_cycles, row.transmission_cycles,
-            row.samples_per_sec, f"{100 * row.utilization:.0f} %",
+            row.name, row.kernel, row.layer, row.pes, row.transport_pes, row.forward_cycles,
+            row.backward_cycles, row.transmission_cycles, row.samples_per_second,
+            f"{100 * row.utilization:.0f} %", row.memory_bytes, row.waiting_samples,
         )
         for row in rows
     ]  # fmt: skip
-    return _table(head, body)
+    return html_table(head, body)
+
+
+def _systems_table(plan: Plan) -> str:
+    one = plan.predicted.systems[0].samples_per_second
+    body = [
+        (s.num_systems, s.step_seconds, s.samples_per_second, s.samples_per_second / one)
+        for s in plan.predicted.systems
+    ]
+    return html_table(("Systems", "Step, seconds", "Samples/s", "Times one"), body)
 
 
 def _layer_table(layers: Sequence[LayerPlan]) -> str:
@@ -144,7 +124,7 @@ def _layer_table(layers: Sequence[LayerPlan]) -> str:
         )
         for group in fold_layers(layers)
     ]
-    return _table(head, body)
+    return html_table(head, body)
 
 
 def _memory_table(plan: Plan) -> str:
@@ -153,10 +133,10 @@ def _memory_table(plan: Plan) -> str:
         for tier, uses in plan.memory.items()
     ]
     uses = next(iter(plan.memory.values()), {})
-    return _table(("Tier", *(use.capitalize() for use in uses), "In all"), body)
+    return html_table(("Tier", *(use.capitalize() for use in uses), "In all"), body)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str | int | float]]) -> str:
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str | int | float]]) -> str:
     """A table whose columns sort on a click; numbers keep their exact value in `data-v`."""
     heads = "".join(f"<th><button type='button'>{escape(name)}</button></th>" for name in head)
     body = "".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in rows)
@@ -170,7 +150,7 @@ def _cell(value: str | int | float) -> str:
     if isinstance(value, str):
         return f"<td>{escape(value)}</td>"
     whole = isinstance(value, int) or float(value).is_integer()
-    shown = f"{value:,.0f}" if whole else f"{value:,.2f}"
+    shown = f"{value:,.0f}" if whole else f"{value:,.4g}" if abs(value) < 1 else f"{value:,.2f}"
     return f"<td class='number' data-v='{value!r}'>{shown}</td>"
 
 

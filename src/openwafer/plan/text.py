@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from openwafer.plan.estimate import KernelRow
+from openwafer.plan.fabric.values import KernelRow
 from openwafer.plan.plan import LayerPipelinedSchedule, LayerPlan, Plan
 
 __all__ = ["LayerGroup", "compile_report", "fold_layers", "format_bytes", "plan_text", "table"]
@@ -50,38 +50,103 @@ def fold_layers(layers: Sequence[LayerPlan]) -> tuple[LayerGroup, ...]:
 
 
 def compile_report(plan: Plan) -> str:
-    """compile_report.txt: the overall block, then one row for each kernel."""
-    total = plan.estimate
+    """compile_report.txt: the overall block, then the kernels in the blocks that they are placed
+    in. A block's numbers are its slowest kernel's, the sum of its PEs, and the mean of its kernels'
+    utilization weighted by PEs (its transport PEs count as idle)."""
+    total, fabric = plan.predicted, plan.fabric
     head = [
-        ("Samples/s", f"{total.samples_per_sec:.1f}"),
-        ("Compute Samples/s", f"{total.compute_samples_per_sec:.1f}"),
-        ("Transmission Samples/s", f"{total.transmission_samples_per_sec:.1f}"),
-        ("Active PEs", _percent(total.total_utilization)),
-        ("Compute Utilization", _percent(total.compute_utilization)),
+        ("Samples/s", f"{total.samples_per_second:.1f}"),
+        ("Compute Samples/s", f"{total.compute_samples_per_second:.1f}"),
+        ("Transmission Samples/s", f"{total.transmission_samples_per_second:.1f}"),
+        ("Active PEs", _percent(fabric.active_fraction)),
+        ("Compute Utilization", _percent(fabric.utilization)),
     ]
-    rows: list[tuple[str, ...]] = [
-        (
-            "Kernel Name", "Samples/s", "Compute Samples/s", "Transmission Samples/s",
-            "Active PEs", "Compute Utilization",
-        )
-    ]  # fmt: skip
-    rows.extend(_kernel_cells(row) for row in total.kernels)
-    lines = [f"Estimated performance ({plan.execution_mode}, {plan.machine}: sized, not placed)"]
+    lines = [f"Estimated performance ({plan.execution_mode}, {plan.machine})"]
     lines.extend(f"  {label + ':':<24} {value}" for label, value in head)
-    lines.extend(["", table(rows), "", total.bottleneck, *total.notes])
+    lines.extend(["", table(_report_rows(plan)), ""])
+    lines.extend(f"{label + ':':<26} {value}" for label, value in _report_foot(plan))
     return "\n".join(lines) + "\n"
+
+
+_COLUMNS = (
+    "Kernel Name", "Samples/s", "Compute Samples/s", "Transmission Samples/s",
+    "Active PEs", "Compute Utilization",
+)  # fmt: skip
+
+
+def _report_rows(plan: Plan) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [_COLUMNS]
+    groups: dict[str, list[KernelRow]] = {}
+    for row in plan.fabric.kernels:
+        groups.setdefault(row.group, []).append(row)
+    for name, members in groups.items():
+        rows.append(_cells(name or "(top)", members))
+        rows.extend(_cells(f"  {row.name}", [row], transport=False) for row in members)
+        beside = sum(row.transport_pes for row in members)
+        if beside:
+            rows.append(("  transport", "", "", "", f"{beside}", "0%"))
+    return rows
+
+
+def _cells(name: str, rows: Sequence[KernelRow], *, transport: bool = True) -> tuple[str, ...]:
+    pes = sum(row.pes for row in rows)
+    used = pes + sum(row.transport_pes for row in rows) if transport else pes
+    busy = sum(row.pes * row.utilization for row in rows)
+    return (
+        name,
+        f"{min(row.samples_per_second for row in rows):.1f}",
+        f"{min(row.compute_samples_per_second for row in rows):.1f}",
+        f"{min(row.transmission_samples_per_second for row in rows):.1f}",
+        f"{used}",
+        _percent(busy / max(1, used)),
+    )
+
+
+def _report_foot(plan: Plan) -> list[tuple[str, str]]:
+    total, fabric = plan.predicted, plan.fabric
+    foot = [("Bottleneck", total.bottleneck), ("Would help", total.relief)]
+    foot.append(
+        ("Batch Samples/s", f"{total.batch_samples_per_second:.1f} (batch {plan.num_samples:,})")
+    )
+    if plan.execution_mode == "layer_pipelined":
+        foot.append(("Input Samples/s", f"{total.input_samples_per_second:.1f}"))
+        foot.append(
+            (
+                "Pipeline fill, update",
+                f"{total.fill_cycles:,.0f}, {total.update_cycles:,.0f} cycles",
+            )
+        )
+        foot.append(("Replicas", f"{fabric.num_replicas}"))
+        bound = fabric.area_bound_cycles
+        slowest = total.delta_t_cycles * fabric.num_replicas
+        foot.append(
+            (
+                "Distance to the bound",
+                f"{slowest / max(1, bound):.3f} (work and memory alone need {bound:,} cycles)",
+            )
+        )
+        foot.append(("Busiest link", _percent(fabric.max_link_load)))
+        foot.append(("Colors at one router", f"{fabric.max_colors} of {fabric.free_colors} free"))
+    else:
+        foot.append(("Largest batch", f"{total.largest_batch:,}"))
+        rates = ", ".join(f"{s.num_systems}: {s.samples_per_second:.1f}" for s in total.systems)
+        foot.append(("Samples/s by systems", rates))
+    return foot + [("Note", note) for note in total.notes]
 
 
 def plan_text(plan: Plan) -> str:
     """The plan for the terminal: summary, memory, schedule, layers with copies folded."""
-    total = plan.estimate
+    total, fabric = plan.predicted, plan.fabric
     lines = [
         f"{plan.model_name}: {plan.num_parameters:,} parameters in {len(plan.layers)} layers, "
         f"batch {plan.num_samples:,}, {'training' if plan.training else 'evaluation'}",
         f"{plan.execution_mode} on {plan.machine}  (plan {plan.hash[:12]})",
-        f"  delta-t  {total.delta_t:,} cycles per sample, {total.samples_per_sec:,.1f} samples/s",
-        f"  PEs      {total.active_pes:,} of {total.fabric_pes:,} "
-        f"({_percent(total.total_utilization)}), sized, not yet placed",
+        f"  delta-t  {total.delta_t_cycles:,} cycles per sample, "
+        f"{total.samples_per_second:,.1f} samples/s"
+        f"{_batch_rate(plan)}",
+        f"  PEs      {fabric.active_pes:,} of {fabric.fabric_pes:,} "
+        f"({_percent(fabric.active_fraction)})"
+        + (f" in {fabric.num_replicas} replicas" if fabric.num_replicas > 1 else ""),
         f"  limit    {total.bottleneck}",
         *(f"  memory   {line}" for line in _memory_lines(plan)),
         f"  order    {_schedule_line(plan)}",
@@ -118,15 +183,12 @@ def format_bytes(count: int) -> str:
     return f"{size / 1024:.1f} PiB"
 
 
-def _kernel_cells(row: KernelRow) -> tuple[str, ...]:
-    return (
-        f"{row.layer}.{row.name}" if row.layer else row.name,
-        f"{row.samples_per_sec:.1f}",
-        f"{row.compute_samples_per_sec:.1f}",
-        f"{row.transmission_samples_per_sec:.1f}",
-        f"{row.pes}",
-        _percent(row.utilization),
-    )
+def _batch_rate(plan: Plan) -> str:
+    """With filling and update, where that makes a difference."""
+    total = plan.predicted
+    if total.batch_samples_per_second > 0.995 * total.samples_per_second:
+        return ""
+    return f" ({total.batch_samples_per_second:,.1f} over a whole batch)"
 
 
 def _memory_lines(plan: Plan) -> list[str]:

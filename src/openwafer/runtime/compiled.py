@@ -18,7 +18,7 @@ from openwafer.graph.program import Program, Site, site_of
 from openwafer.plan.layers import Layer
 from openwafer.runtime.lower import LayerFunctions, cut_joint_graph
 from openwafer.runtime.randomness import DrawKey
-from openwafer.runtime.trace import Autocast, LayerTracer, TensorFact
+from openwafer.runtime.trace import LayerTracer, TensorFact
 
 __all__ = ["CompiledLayer", "CompiledModel", "Gradients", "Values", "compile_layers"]
 
@@ -172,16 +172,14 @@ def compile_layers(
     program: Program,
     layers: Sequence[Layer],
     *,
-    autocast: Autocast | None = None,
     device: torch.device | None = None,
 ) -> CompiledModel:
     """Lower each distinct structure once and link the layers.
 
     Args:
-        autocast: makes the context that inserts the casts of mixed precision.
         device: where the functions will run; the CPU if None.
     """
-    tracer = LayerTracer(program, autocast=autocast, device=device or torch.device("cpu"))
+    tracer = LayerTracer(program, device=device or torch.device("cpu"))
     functions = _lower_all(program, layers, tracer)
     nodes = {node.name: node for node in program.graph.nodes}
     keep = {program.loss, *(n for metric in program.metrics for n in metric.nodes)}

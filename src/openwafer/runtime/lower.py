@@ -23,8 +23,9 @@ from torch import fx
 from openwafer.graph.program import tensor_specs
 from openwafer.runtime.randomness import (
     DrawKey,
-    draw_bernoulli,
     dropout_backward,
+    has_keyed_draw,
+    keyed_draw,
     keyed_dropout,
 )
 from openwafer.runtime.trace import JointGraph, TensorFact
@@ -42,8 +43,6 @@ _SILENT_VIEWS = (
     _aten.unsafe_split_with_sizes.default,
 )
 """Operations whose results share memory with their argument although their schema is silent."""
-
-_DRAWS = (_aten.native_dropout.default, _aten.bernoulli.p, _aten.bernoulli_.float)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +156,7 @@ def cut_joint_graph(
 def _is_draw(node: fx.Node) -> bool:
     if node.target is _aten.native_dropout.default:
         return node.args[2] is not False
-    return node.target in _DRAWS
+    return has_keyed_draw(node.target)
 
 
 def _drop_identities(graph: fx.Graph) -> None:
@@ -304,10 +303,11 @@ def _keyed(
     environment: Mapping[fx.Node, fx.Node],
 ) -> fx.Node:
     """The keyed draw in place of one of torch's random operations."""
-    value = environment[node.args[0]]  # pyright: ignore
-    probability = node.args[1] if len(node.args) > 1 else 0.5
-    target = keyed_dropout if node.target is _aten.native_dropout.default else draw_bernoulli
-    return extracted.call_function(target, (key, offset, value, probability))
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: environment[n])
+    if node.target is _aten.native_dropout.default:
+        return extracted.call_function(keyed_dropout, (key, offset, args[0], args[1]))
+    given: Any = (key, offset, node.target, *args)
+    return extracted.call_function(keyed_draw, given, kwargs)
 
 
 def _refuse_other_randomness(node: fx.Node) -> None:

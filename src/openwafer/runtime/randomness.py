@@ -4,21 +4,32 @@ Decides which numbers a random operation gets: a function of (seed, step, microb
 random operations came before it in the model), and of nothing else (design decision 5). Does not
 decide which operations are random in a model.
 
-`draw_bernoulli` is the only draw. Layer functions call it in place of torch's random operations;
-`KeyedDraws` puts it in the same place in the plain PyTorch loop.
+Layer functions call `keyed_dropout` and `keyed_draw` in place of torch's random operations;
+`KeyedDraws` puts the same in the same places in the plain PyTorch loop. Numbers are drawn in row
+order whatever the memory layout, since a layer may hold a tensor in another layout than eager code.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["DrawKey", "KeyedDraws", "draw_bernoulli", "dropout_backward", "keyed_dropout"]
+__all__ = [
+    "DrawKey",
+    "KeyedDraws",
+    "draw_bernoulli",
+    "dropout_backward",
+    "has_keyed_draw",
+    "keyed_draw",
+    "keyed_dropout",
+]
+
+_aten = torch.ops.aten
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +53,14 @@ def _generator(key: DrawKey, device: torch.device) -> torch.Generator:
     generator = _generators.get(device)
     if generator is None:
         generator = _generators[device] = torch.Generator(device)
-    text = f"{key.seed}/{key.step}/{key.microbatch}/{key.ordinal}".encode()
-    digest = hashlib.blake2b(text, digest_size=8).digest()
-    generator.manual_seed(int.from_bytes(digest, "little") >> 1)
+    generator.manual_seed(_seed_of(key))
     return generator
+
+
+def _seed_of(key: DrawKey) -> int:
+    """63 bits that differ from key to key."""
+    text = f"{key.seed}/{key.step}/{key.microbatch}/{key.ordinal}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
 def draw_bernoulli(
@@ -57,7 +72,7 @@ def draw_bernoulli(
     """
     drawn = torch.empty(like.shape, dtype=torch.float32, device=like.device)
     drawn.bernoulli_(probability, generator=_generator(key.at(key.ordinal + offset), like.device))
-    return drawn.to(like.dtype)
+    return _laid_out(drawn.to(like.dtype), like)
 
 
 def keyed_dropout(
@@ -77,20 +92,152 @@ def dropout_backward(grad: torch.Tensor, mask: torch.Tensor, scale: float) -> to
     fused dropout, the mask is scaled first."""
     if grad.device.type == "cpu":
         return grad * (mask.to(grad.dtype) * scale)
-    return torch.ops.aten.native_dropout_backward.default(grad, mask, scale)
+    return _aten.native_dropout_backward.default(grad, mask, scale)
+
+
+def _laid_out(drawn: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """`drawn` in the memory layout that torch would give a tensor like `like`."""
+    result = torch.empty_like(like, dtype=drawn.dtype)
+    return drawn if result.stride() == drawn.stride() else result.copy_(drawn)
+
+
+# ---------------------------------------------------------------- operations other than dropout
+
+_FACTORIES: Mapping[Any, Any] = {
+    _aten.rand.default: _aten.rand.generator,
+    _aten.randn.default: _aten.randn.generator,
+    _aten.randint.default: _aten.randint.generator,
+    _aten.randint.low: _aten.randint.low_generator,
+    _aten.randperm.default: _aten.randperm.generator,
+    _aten.normal.float_float: _aten.normal.float_float,
+}
+"""Operations that make a tensor of a given size → the overload that takes a generator."""
+
+_Fill = Callable[..., torch.Tensor]
+
+
+def _below(tensor: torch.Tensor, high: int, *, generator: torch.Generator) -> torch.Tensor:
+    return tensor.random_(0, high, generator=generator)
+
+
+_LIKE: Mapping[Any, _Fill] = {
+    _aten.rand_like.default: torch.Tensor.uniform_,
+    _aten.randn_like.default: torch.Tensor.normal_,
+    _aten.randint_like.default: _below,
+    _aten.randint_like.low_dtype: torch.Tensor.random_,
+}
+"""Operations that make a tensor like another one → what fills it."""
+
+_FILLS: Mapping[str, _Fill] = {
+    "normal_functional": torch.Tensor.normal_,
+    "normal_": torch.Tensor.normal_,
+    "uniform": torch.Tensor.uniform_,
+    "exponential": torch.Tensor.exponential_,
+    "log_normal": torch.Tensor.log_normal_,
+    "cauchy": torch.Tensor.cauchy_,
+    "geometric": torch.Tensor.geometric_,
+    "random": torch.Tensor.random_,
+}
+"""Operations that overwrite a tensor; their forms in place have an underscore more."""
+
+_READERS: tuple[Any, ...] = (
+    _aten.bernoulli.default,
+    _aten.bernoulli.Tensor,
+    _aten.bernoulli_.Tensor,
+    _aten.normal.Tensor_float,
+    _aten.normal.float_Tensor,
+    _aten.normal.Tensor_Tensor,
+    _aten.poisson.default,
+)
+"""Operations whose distribution is in tensors, element by element."""
+
+
+def _fills() -> Mapping[Any, _Fill]:
+    found: dict[Any, _Fill] = {}
+    for name, fill in _FILLS.items():
+        for spelling in dict.fromkeys((name, name.rstrip("_") + "_")):
+            packet = getattr(_aten, spelling, None)
+            for overload in packet.overloads() if packet is not None else ():
+                if not overload.endswith("out"):
+                    found[getattr(packet, overload)] = fill
+    return found
+
+
+_OVERWRITING = _fills()
+_BERNOULLI = (_aten.bernoulli.p, _aten.bernoulli_.float)
+
+
+def has_keyed_draw(target: Any) -> bool:
+    """Whether `keyed_draw` knows a random operation. Dropout has a draw of its own."""
+    return (
+        target in _BERNOULLI
+        or target in _FACTORIES
+        or target in _LIKE
+        or target in _OVERWRITING
+        or target in _READERS
+    )
+
+
+def keyed_draw(key: DrawKey, offset: int, target: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """What the random operation `target` gives for these arguments; never changes them."""
+    key = key.at(key.ordinal + offset)
+    if target in _BERNOULLI:
+        value, *rest = args
+        return draw_bernoulli(key, 0, value, rest[0] if rest else kwargs.get("p", 0.5))
+    if target in _FACTORIES:
+        device = torch.device(kwargs.get("device") or "cpu")
+        return _FACTORIES[target](*args, **{**kwargs, "generator": _generator(key, device)})
+    if target in _READERS:
+        return _draw_elements(key, target, *args)
+    like: Any = args[0]
+    if target in _LIKE:
+        like = torch.empty_like(like, **kwargs)
+        fill, kwargs = _LIKE[target], {}
+    else:
+        fill = _OVERWRITING[target]
+    drawn = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+    fill(drawn, *args[1:], **{**kwargs, "generator": _generator(key, like.device)})
+    return _laid_out(drawn, like)
+
+
+def _draw_elements(key: DrawKey, target: Any, *args: Any) -> torch.Tensor:
+    """A draw whose parameters are tensors; they are read row by row."""
+    like = next(argument for argument in args if isinstance(argument, torch.Tensor))
+    if target is _aten.bernoulli_.Tensor:
+        # In place: the tensor's own values do not count, its probabilities' do.
+        target = _aten.bernoulli.Tensor
+    rows = [a.contiguous() if isinstance(a, torch.Tensor) else a for a in args]
+    drawn = target(*rows, generator=_generator(key, like.device))
+    return _laid_out(drawn, like) if drawn.shape == like.shape else drawn
 
 
 class KeyedDraws(TorchDispatchMode):
-    """While active, dropout in ordinary PyTorch code draws by `key`, counting up from its ordinal.
+    """While active, ordinary PyTorch code draws by `key`, counting up from its ordinal.
 
-    Other random operations (torch.rand in a model's forward) keep torch's default generator; no
-    kernel takes them, so they run in the plain loop alone.
+    Activation checkpointing runs parts of a forward pass again within the backward pass;
+    `recomputes` says that such a part drew, so that the backward pass needs this to be active too.
+    Which draw comes next is kept in the seed of torch's default generator, because that is what
+    checkpointing restores before it runs a part again; the generator is put back in the end. Random
+    operations without a keyed draw (torch.multinomial, say) use that generator; no kernel takes
+    them, so they run in the plain loop alone.
     """
 
     def __init__(self, key: DrawKey) -> None:
         super().__init__()
         self._key = key
+        self._base = _seed_of(key) >> 16
+        self._outer: list[torch.Tensor] = []
         self.num_draws = 0
+        self.recomputes = False
+
+    def __enter__(self) -> KeyedDraws:
+        self._outer.append(torch.default_generator.get_state())
+        torch.default_generator.manual_seed(self._base + self.num_draws)
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        torch.default_generator.set_state(self._outer.pop())
 
     def __torch_dispatch__(
         self,
@@ -99,20 +246,29 @@ class KeyedDraws(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        aten = torch.ops.aten
-        if func is aten.bernoulli_.float:
-            probability = args[1] if len(args) > 1 else (kwargs or {}).get("p", 0.5)
-            return args[0].copy_(self._draw(args[0], probability))
-        if func is aten.bernoulli.p:
-            return self._draw(args[0], args[1])
-        if func is aten.native_dropout.default and args[2] is not False:
-            offset = self._count()
-            return keyed_dropout(self._key, offset, args[0], args[1])
-        return func(*args, **(kwargs or {}))
+        given = kwargs or {}
+        if func is _aten.native_dropout.default and args[2] is not False:
+            return keyed_dropout(self._key, self._count(), args[0], args[1])
+        # A generator of the user's own is the user's to seed.
+        if has_keyed_draw(func) and given.get("generator") is None:
+            drawn = keyed_draw(self._key, self._count(), func, *args, **given)
+            in_place = func._schema.is_mutable
+            return args[0].copy_(drawn) if in_place else drawn
+        return func(*args, **given)
 
     def _count(self) -> int:
-        self.num_draws += 1
-        return self.num_draws - 1
+        """The number of the draw that is due."""
+        number = torch.default_generator.initial_seed() - self._base
+        if not 0 <= number <= self.num_draws:  # the user's code has seeded the generator
+            number = self.num_draws
+        self.num_draws = max(self.num_draws, number + 1)
+        torch.default_generator.manual_seed(self._base + number + 1)
+        self.recomputes |= _inside_checkpoint()
+        return number
 
-    def _draw(self, like: torch.Tensor, probability: float) -> torch.Tensor:
-        return draw_bernoulli(self._key, self._count(), like, probability)
+
+def _inside_checkpoint() -> bool:
+    """Whether what runs may run again: checkpointing either hooks what autograd saves or runs
+    without autograd."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks  # pyright: ignore
+    return not torch.is_grad_enabled() or hooks(False) is not None

@@ -10,8 +10,8 @@ and below autograd and autocast, so it holds exactly the kernels that eager PyTo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +21,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from openwafer.graph.program import Program
+from openwafer.errors import PlanError
+from openwafer.graph.program import Program, site_of
 from openwafer.plan.layers import Layer
 
-__all__ = ["Autocast", "JointGraph", "LayerTracer", "TensorFact"]
+__all__ = ["JointGraph", "LayerTracer", "TensorFact"]
 
-Autocast = Callable[[], AbstractContextManager[Any]]
-"""Makes the context that inserts the casts of mixed precision."""
+_NO_DERIVATIVE = re.compile(r"derivative for '?(?:aten::)?(\w+)'? is not implemented")
+
+_DETACHED_LIKE = (torch.ops.aten.randint_like.default, torch.ops.aten.randint_like.low_dtype)
+"""torch.randint_like takes nothing of its argument but the shape; the operation below it, asked for
+a gradient, has none to give."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +73,10 @@ class JointGraph:
 class LayerTracer:
     """Traces layers of one Program; shapes, dtypes and strides alone, nothing is computed."""
 
-    def __init__(
-        self, program: Program, *, autocast: Autocast | None, device: torch.device
-    ) -> None:
+    def __init__(self, program: Program, *, device: torch.device) -> None:
         self._nodes = {node.name: node for node in program.graph.nodes}
         self._node_of = {parameter.name: parameter.node for parameter in program.parameters}
-        self._autocast, self._device = autocast, device
+        self._device = device
         self._fake_mode = FakeTensorMode()
 
     def arguments(self, layer: Layer) -> list[str]:
@@ -120,11 +122,29 @@ class LayerTracer:
         with self._fake_mode, torch.no_grad():
             values = [self._fake(fact) for fact in arguments]
             tangents = [self._fake(fact) for fact in incoming]
-            module = make_fx(joint)(values, tangents)
+            try:
+                module = make_fx(joint)(values, tangents)
+            except RuntimeError as error:
+                raise self._explained(layer, error) from error
             if any(_mutates(node) for node in module.graph.nodes):
                 # Some composites (attention's dropout on CPU) work in place inside.
                 module = make_fx(functionalize(module, remove="mutations"))(values, tangents)
         return JointGraph(module.graph, len(arguments), len(outputs), tuple(incoming))
+
+    def _explained(self, layer: Layer, error: RuntimeError) -> Exception:
+        """What a failure of the backward pass means for the user; the error itself if unknown."""
+        found = _NO_DERIVATIVE.search(str(error))
+        if found is None:
+            return error
+        op = found[1]
+        nodes = [self._nodes[name] for name in layer.nodes]
+        guilty = [node for node in nodes if str(node.target).startswith(f"aten.{op.rstrip('_')}")]
+        return PlanError(
+            f"`aten.{op}` has no derivative, and a gradient would pass through it",
+            where=str(site_of(guilty[0] if guilty else nodes[0])),
+            allowed="operations with a derivative between the weights and the loss",
+            hint="stop the gradient before it: x.detach()",
+        )
 
     def _fake(self, fact: TensorFact) -> torch.Tensor:
         return torch.empty_strided(fact.shape, fact.strides, dtype=fact.dtype, device=self._device)
@@ -140,8 +160,7 @@ class LayerTracer:
             value.detach().requires_grad_(fact.requires_grad)
             for value, fact in zip(values, facts, strict=True)
         ]
-        with self._autocast() if self._autocast else nullcontext():
-            return leaves, list(run(*leaves))
+        return leaves, list(run(*leaves))
 
     def _callable(self, layer: Layer) -> Callable[..., list[torch.Tensor]]:
         """The layer's operations as a function of its weights, buffers and inputs."""
@@ -152,6 +171,14 @@ class LayerTracer:
         for name in layer.nodes:
             source = self._nodes[name]
             copied = graph.node_copy(source, lambda n: environment[n])
+            if copied.target is torch.ops.aten.view.default:
+                # Whether a view needs a copy first was decided for the capture's kernels. Here
+                # gradients flow and attention, say, may give another memory layout.
+                copied.target = torch.ops.aten.reshape.default
+            if copied.target in _DETACHED_LIKE:
+                with graph.inserting_before(copied):
+                    still = graph.call_function(torch.ops.aten.detach.default, (copied.args[0],))
+                copied.args = (still, *copied.args[1:])
             if isinstance(copied.kwargs.get("device"), torch.device):
                 copied.kwargs = {**copied.kwargs, "device": self._device}
             environment[source] = copied

@@ -31,6 +31,7 @@ class Admission:
     """Listens at `address` until every rank from 1 to `num_workers` has proved itself.
 
     Args:
+        stays_open: go on listening after that, for ranks whose place was given up.
         on_admitted: called with the rank, its socket (blocking) and its address, in a thread.
 
     Raises:
@@ -45,7 +46,10 @@ class Admission:
         secret: bytes,
         settings: StreamSettings,
         on_admitted: Callable[[int, socket.socket, str], None],
+        *,
+        stays_open: bool = False,
     ) -> None:
+        self._stays_open = stays_open
         self._num_workers = num_workers
         self._secret = secret
         self._settings = settings
@@ -70,6 +74,11 @@ class Admission:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept()
         self._listener.close()
+
+    def give_up(self, rank: int) -> None:
+        """The worker of this rank is gone: another task may take its place."""
+        with self._lock:
+            self._taken.discard(rank)
 
     def _accept(self) -> None:
         while True:
@@ -109,7 +118,7 @@ class Admission:
         self._on_admitted(rank, connection, place)
         with self._lock:
             self._num_admitted += 1
-            complete = self._num_admitted == self._num_workers
+            complete = self._num_admitted == self._num_workers and not self._stays_open
         if complete:
             self.close()
 

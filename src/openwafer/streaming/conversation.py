@@ -37,6 +37,9 @@ class WorkerLink:
     name: str
     last_batch: str = "none"
     waited_seconds: float = 0.0
+    lost: str = ""
+    """How the connection was lost; empty while it is there."""
+    lost_at_seconds: float = 0.0
     send_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def send(self, message: dict[str, Any]) -> None:
@@ -54,9 +57,11 @@ class Description:
 
 @dataclass(slots=True, eq=False)
 class OpenStream:
-    """One open epoch: what has come from each rank and is not consumed."""
+    """One open epoch: what has come from each rank and is not consumed, and what comes next."""
 
     number: int
     mode: Mode
     epoch: int
     waiting: dict[int, deque[Any]]
+    next_number: dict[int, int]
+    """Per rank, the batch that is due to come from it next."""

@@ -42,6 +42,8 @@ class Coordinator:
         address: `host:port`, as `--cs_ip`; port 0 takes a free one.
         num_workers: the tasks that stream.
         secret: the run's (`auth.run_secret`).
+        workers_come_back: whoever started the tasks starts a killed worker again. Its place is then
+            kept, and it goes on with the batch that is due.
 
     Raises:
         ConfigError: `address` is not one.
@@ -55,6 +57,7 @@ class Coordinator:
         secret: bytes,
         *,
         settings: StreamSettings = StreamSettings(),  # noqa: B008 (frozen)
+        workers_come_back: bool = False,
     ) -> None:
         assert num_workers >= 1, "without workers there is nothing to coordinate"
         self._num_workers = num_workers
@@ -68,7 +71,17 @@ class Coordinator:
         self._closing = False
         self._ready = False
         self._threads: list[threading.Thread] = []
-        self._admission = Admission(address, num_workers, secret, settings, self._on_admitted)
+        self._workers_come_back = workers_come_back
+        self._returned: dict[int, WorkerLink] = {}
+        self._asked: set[Mode] = set()
+        self._admission = Admission(
+            address,
+            num_workers,
+            secret,
+            settings,
+            self._on_admitted,
+            stays_open=workers_come_back,
+        )
 
     @property
     def address(self) -> str:
@@ -97,8 +110,9 @@ class Coordinator:
         _logger.info("Waiting for %d streamer(s) to prime the data pipeline", self._num_workers)
         deadline = time.monotonic() + self._settings.join_timeout_seconds
         with self._changed:
-            while len(self._workers) < self._num_workers:
+            while len(self._present()) < self._num_workers:
                 self._raise_failure()
+                self._take_in()
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
                     raise self._missing()
@@ -112,7 +126,7 @@ class Coordinator:
             if self._closing:
                 return
             self._closing = True
-            workers = list(self._workers.values())
+            workers = [*self._workers.values(), *self._returned.values()]
         self._admission.close()
         for worker in workers:
             with contextlib.suppress(OSError):
@@ -148,7 +162,8 @@ class Coordinator:
         """
         self.wait_for_workers()
         ranks = range(1, self._num_workers + 1)
-        if (mode, 1) not in self._descriptions:
+        if mode not in self._asked:
+            self._asked.add(mode)
             for rank in ranks:
                 self._send(rank, {"do": "describe", "mode": mode})
         found = {
@@ -170,15 +185,31 @@ class Coordinator:
             for older in [s for s in self._streams.values() if s.mode == mode]:
                 del self._streams[older.number]
             ranks = range(1, self._num_workers + 1)
-            waiting: dict[int, deque[Any]] = {rank: deque() for rank in ranks}
-            stream = OpenStream(self._next_stream, mode, epoch, waiting)
+            count = self._num_workers
+            stream = OpenStream(
+                self._next_stream,
+                mode,
+                epoch,
+                waiting={rank: deque() for rank in ranks},
+                next_number={rank: start + (rank - 1 - start) % count for rank in ranks},
+            )
             self._next_stream += 1
             self._streams[stream.number] = stream
-        message = {"do": "open", "stream": stream.number, "mode": mode, "epoch": epoch}
-        message |= {"start": start, "credit": self._settings.window_batches}
         for rank in ranks:
-            self._send(rank, message)
+            self._send(rank, self._opening(stream, rank))
         return stream
+
+    def _opening(self, stream: OpenStream, rank: int) -> dict[str, Any]:
+        """Tells a worker to stream what is due from it, as far as there is room."""
+        room = self._settings.window_batches - len(stream.waiting[rank])
+        return {
+            "do": "open",
+            "stream": stream.number,
+            "mode": stream.mode,
+            "epoch": stream.epoch,
+            "start": stream.next_number[rank],
+            "credit": room,
+        }
 
     def close_stream(self, stream: OpenStream) -> None:
         with self._changed:
@@ -229,7 +260,14 @@ class Coordinator:
             if self._closing:
                 connection.close()
                 return
-            self._workers[rank] = worker
+            if rank in self._workers:
+                # The training loop's thread takes it in: only that one sends.
+                lost_again = self._returned.get(rank)
+                if lost_again is not None:
+                    lost_again.connection.close()
+                self._returned[rank] = worker
+            else:
+                self._workers[rank] = worker
             self._threads.append(thread)
             self._changed.notify_all()
         thread.start()
@@ -239,11 +277,13 @@ class Coordinator:
         try:
             while frame := wire.receive_frame(worker.connection, max_payload_bytes=limit):
                 self._accept(worker, frame)
-            self._fail(worker.rank, "was lost: it closed the connection")
+            self._lose(worker, "was lost: it closed the connection")
+        except wire.CutShortError as error:
+            self._lose(worker, f"was lost: {error.what}")
         except StreamingError as error:
             self._fail(worker.rank, f"was lost: {error.what}")
         except OSError as error:
-            self._fail(worker.rank, f"was lost: {error.strerror or error}")
+            self._lose(worker, f"was lost: {error.strerror or error}")
         except (KeyError, TypeError, ValueError) as error:
             self._fail(worker.rank, f"was lost: it sent a message that makes no sense ({error!r})")
 
@@ -280,8 +320,22 @@ class Coordinator:
         if len(queue) >= self._settings.window_batches:
             raise ValueError("more batches than it was asked for")
         number = int(frame.message["number"])
+        stream.next_number[worker.rank] = number + self._num_workers
         worker.last_batch = f"{stream.mode} epoch {stream.epoch} batch {number}"
         queue.append((number, frame.batch))
+
+    def _lose(self, worker: WorkerLink, what: str) -> None:
+        """The connection is gone: the end of the run, or of this worker's first life."""
+        if not self._workers_come_back:
+            self._fail(worker.rank, what)
+            return
+        with self._changed:
+            if self._closing:
+                return
+            worker.lost, worker.lost_at_seconds = what, time.monotonic()
+            self._admission.give_up(worker.rank)
+            self._changed.notify_all()
+        _logger.warning("%s %s; waiting for it to come back", worker.name, what)
 
     def _fail(self, rank: int, what: str, where: str = "") -> None:
         """Note the first failure; whoever waits for batches raises it."""
@@ -300,10 +354,30 @@ class Coordinator:
         if self._failure is not None:
             raise self._failure
 
+    def _take_in(self) -> None:
+        """Give each worker that came back what its predecessor was asked for and did not send."""
+        for rank, worker in list(self._returned.items()):
+            del self._returned[rank]
+            before = self._workers[rank]
+            before.connection.close()
+            worker.waited_seconds, worker.last_batch = before.waited_seconds, before.last_batch
+            self._workers[rank] = worker
+            for mode in self._asked:
+                if (mode, rank) not in self._descriptions:
+                    self._send(rank, {"do": "describe", "mode": mode})
+            for stream in self._streams.values():
+                ended = bool(stream.waiting[rank]) and stream.waiting[rank][-1][1] is END
+                if not ended:
+                    self._send(rank, self._opening(stream, rank))
+            _logger.info("%s takes the place of the one that was lost", worker.name)
+
     def _send(self, rank: int, message: dict[str, Any]) -> None:
+        worker = self._workers[rank]
         try:
-            self._workers[rank].send(message)
+            worker.send(message)
         except OSError as error:
+            if self._workers_come_back:
+                return  # whoever takes its place is told what is due by then
             # The receiving thread may know better why: give it a moment.
             with self._changed:
                 self._changed.wait_for(lambda: self._failure is not None, timeout=1.0)
@@ -312,12 +386,14 @@ class Coordinator:
 
     def _await(self, rank: int, look: Callable[[], _T | None]) -> _T:
         """What `look` finds, once it finds something; times the wait and watches its limits."""
-        settings, worker = self._settings, self._workers[rank]
+        settings = self._settings
         started = time.monotonic()
         warned = False
         with self._changed:
             while True:
                 self._raise_failure()
+                self._take_in()
+                worker = self._workers[rank]
                 found = look()
                 waited = time.monotonic() - started
                 if found is not None:
@@ -326,6 +402,10 @@ class Coordinator:
                 if waited >= settings.fail_after_seconds:
                     self._fail(rank, f"has sent nothing for {waited:.0f} seconds")
                     continue
+                away = time.monotonic() - worker.lost_at_seconds if worker.lost else 0.0
+                if away >= settings.replace_timeout_seconds:
+                    self._fail(rank, f"{worker.lost}, and did not come back")
+                    continue
                 if waited >= settings.warn_after_seconds and not warned:
                     warned = True
                     _logger.warning(
@@ -333,10 +413,16 @@ class Coordinator:
                         *(worker.name, waited, worker.last_batch),
                     )
                 limit = settings.fail_after_seconds if warned else settings.warn_after_seconds
-                self._changed.wait(max(min(limit, settings.fail_after_seconds) - waited, 0.001))
+                pause = min(limit, settings.fail_after_seconds) - waited
+                if worker.lost:
+                    pause = min(pause, settings.replace_timeout_seconds - away)
+                self._changed.wait(max(pause, 0.001))
+
+    def _present(self) -> list[int]:
+        return [rank for rank, worker in self._workers.items() if not worker.lost]
 
     def _missing(self) -> StreamingError:
-        missing = [r for r in range(1, self._num_workers + 1) if r not in self._workers]
+        missing = [r for r in range(1, self._num_workers + 1) if r not in self._present()]
         return StreamingError(
             f"worker(s) {', '.join(map(str, missing))} of {self._num_workers} did not connect"
             f" within {self._settings.join_timeout_seconds:.0f} seconds",

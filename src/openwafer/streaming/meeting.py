@@ -46,7 +46,13 @@ def open_coordinator(
     """
     secret = auth.run_secret(environment, settings.connect_timeout_seconds)
     if environment.secret_is_given:
-        return Coordinator(cs_ip, environment.num_workers, secret, settings=settings)
+        return Coordinator(
+            cs_ip,
+            environment.num_workers,
+            secret,
+            settings=settings,
+            workers_come_back=environment.workers_come_back,
+        )
     try:
         _refuse_unreachable(cs_ip, environment)
         coordinator = Coordinator(cs_ip, environment.num_workers, secret, settings=settings)

@@ -28,5 +28,7 @@ class StreamSettings:
     """A worker whose batch is awaited this long is named in the log, once per wait."""
     fail_after_seconds: float = 1800.0
     """A worker whose batch is awaited this long ends the run."""
+    replace_timeout_seconds: float = 25.0
+    """How long a worker that was lost may take to come back, where its launcher starts it again."""
     close_timeout_seconds: float = 5.0
     """How long an orderly end may take before sockets are simply closed."""

@@ -15,7 +15,7 @@ Batch = Any
 """What the user's data loader yields: a tensor, or a tuple, list or dict of them, nested."""
 
 
-Mode = Literal["train", "eval"]
+Mode = Literal["train", "eval", "predict"]
 """Which of the user's data functions the batches come from."""
 
 

@@ -19,6 +19,7 @@ from typing import Literal
 from openwafer.errors import LaunchError
 
 __all__ = [
+    "COME_BACK_VARIABLE",
     "SECRET_FILE_VARIABLE",
     "Role",
     "TaskEnvironment",
@@ -36,6 +37,7 @@ __all__ = [
 Role = Literal["coordinator", "worker", "single"]
 
 SECRET_FILE_VARIABLE = "OPENWAFER_SECRET_FILE"
+COME_BACK_VARIABLE = "OPENWAFER_WORKERS_COME_BACK"
 
 # What srun gives every task. The step's count goes first: inside a job of seven tasks,
 # `srun --ntasks=1` is a single process.
@@ -58,6 +60,7 @@ class TaskEnvironment:
     node: the name of this task's node.
     secret_file: the file with the run's secret; None in a single process.
     secret_is_given: the launcher made that file; otherwise the coordinator makes it.
+    workers_come_back: the launcher starts a worker again that was killed.
     """
 
     rank: int = 0
@@ -67,6 +70,7 @@ class TaskEnvironment:
     node: str = "localhost"
     secret_file: Path | None = None
     secret_is_given: bool = False
+    workers_come_back: bool = False
 
     @property
     def role(self) -> Role:
@@ -106,6 +110,7 @@ class TaskEnvironment:
             node=variables.get(_NODE) or socket.gethostname(),
             secret_file=Path(given) if given else _default_secret_file(variables),
             secret_is_given=bool(given),
+            workers_come_back=variables.get(COME_BACK_VARIABLE) == "1",
         )
 
 

@@ -23,6 +23,7 @@ from openwafer.streaming.tree import describe_batch, read_description
 
 __all__ = [
     "MAX_HEADER_BYTES",
+    "CutShortError",
     "Frame",
     "receive_frame",
     "receive_into",
@@ -33,6 +34,11 @@ __all__ = [
 
 MAX_HEADER_BYTES = 1 << 20
 """Room for a few thousand tensors or the text of a batch; a larger header is refused."""
+
+
+class CutShortError(StreamingError):
+    """The other side is gone; what it sent before was right."""
+
 
 _MAGIC = b"OWST"
 _VERSION = 1
@@ -142,7 +148,7 @@ def receive_into(connection: socket.socket, buffer: memoryview, *, may_end: bool
         if count == 0:
             if may_end and received == 0:
                 return False
-            raise StreamingError("the connection ended in the middle of a frame")
+            raise CutShortError("the connection ended in the middle of a frame")
         received += count
     return True
 

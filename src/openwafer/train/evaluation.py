@@ -25,7 +25,15 @@ from openwafer.train.performance import Meter
 from openwafer.train.progress import Reporter
 from openwafer.train.signals import StopRequest
 
-__all__ = ["EvalResult", "EvalTools", "evaluate", "num_eval_batches", "open_epoch", "samples_in"]
+__all__ = [
+    "EvalResult",
+    "EvalTools",
+    "evaluate",
+    "num_eval_batches",
+    "open_epoch",
+    "samples_in",
+    "timed",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +73,7 @@ def evaluate(
     tools.hooks.on_eval_start()
     total, num_batches, num_samples = 0.0, 0, 0
     with open_epoch(source, epoch=0, start=0) as batches:
-        for batch in itertools.islice(_timed(batches, tools.meter), limit):
+        for batch in itertools.islice(timed(batches, tools.meter), limit):
             total += _evaluate_batch(executor, batch, run=run, step=step, tools=tools)
             num_batches += 1
             num_samples += samples_in(batch)
@@ -136,7 +144,8 @@ def open_epoch(
             close()
 
 
-def _timed(batches: Iterator[Batch], meter: Meter) -> Iterator[Batch]:
+def timed(batches: Iterator[Batch], meter: Meter) -> Iterator[Batch]:
+    """The batches; the time spent waiting for them goes to the meter."""
     while True:
         with meter.waiting():
             batch = next(batches, _END)

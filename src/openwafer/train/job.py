@@ -1,4 +1,4 @@
-"""One job: train, evaluate, or both, from start to exit code.
+"""One job: train, evaluate, both, or predict, from start to exit code.
 
 Decides the order in which the parts of this room are opened, used and closed, and the last line
 that the user sees. Does not decide what any of them does.
@@ -23,6 +23,7 @@ from openwafer.train.hooks import Hooks, MetricFunctions
 from openwafer.train.loop import TrainResult, TrainTools, train
 from openwafer.train.performance import Meter, PlanFigures, write_performance
 from openwafer.train.position import Progress, training_budget
+from openwafer.train.prediction import PredictionResult, predict
 from openwafer.train.progress import Reporter
 from openwafer.train.random_state import capture_random_state
 from openwafer.train.signals import StopRequest
@@ -38,7 +39,7 @@ _log = logging.getLogger("openwafer")
 class Job:
     """All that a job needs. The caller opens and closes the executor and the sources.
 
-    train_source, eval_source: needed where `run.mode` trains or evaluates.
+    train_source, eval_source, predict_source: needed where `run.mode` trains, evaluates, predicts.
     learning_rate_at: the rate that the step after global step n applies.
     model_shapes: shapes by state_dict name; None asks the executor for its state.
     device: as shown in the progress lines.
@@ -50,6 +51,7 @@ class Job:
     learning_rate_at: Callable[[int], float]
     train_source: BatchSource | None = None
     eval_source: BatchSource | None = None
+    predict_source: BatchSource | None = None
     grad_accum_steps: int = 1
     model_shapes: Mapping[str, tuple[int, ...]] | None = None
     plan_figures: PlanFigures = field(default_factory=PlanFigures)
@@ -66,6 +68,7 @@ class JobResult:
     start: Start
     training: TrainResult | None = None
     evaluation: EvalResult | None = None
+    prediction: PredictionResult | None = None
 
 
 def run_job(job: Job) -> JobResult:
@@ -82,6 +85,8 @@ def run_job(job: Job) -> JobResult:
         stack.callback(reporter.close)
         if job.run.mode == "eval":
             return _run_evaluation(job, reporter, stop, stack)
+        if job.run.mode == "predict":
+            return _run_prediction(job, reporter, stop)
         return _run_training(job, reporter, stop, stack)
 
 
@@ -147,6 +152,25 @@ def _run_evaluation(job: Job, reporter: Reporter, stop: StopRequest, stack: Exit
     write_performance(run.model_dir, meter.result(), job.plan_figures, name="performance_eval.json")
     reporter.completed("Evaluation")
     return JobResult(exit_code=0, start=start, evaluation=result)
+
+
+def _run_prediction(job: Job, reporter: Reporter, stop: StopRequest) -> JobResult:
+    run, source = job.run, _required(job.predict_source, "predict")
+    start = start_evaluation(run, job.executor, expected=job.model_shapes)
+    meter = Meter()
+    tools = EvalTools(
+        reporter=reporter, meter=meter, hooks=job.hooks, metrics=job.metrics, stop=stop
+    )
+    result = predict(job.executor, source, run=run, step=start.progress.global_step, tools=tools)
+    meter.stop()
+    if not result.complete:
+        _log.info("Prediction stopped after %d batches: nothing is written", result.num_batches)
+        return JobResult(exit_code=stop.exit_code, start=start, prediction=result)
+    write_performance(
+        run.model_dir, meter.result(), job.plan_figures, name="performance_predict.json"
+    )
+    reporter.completed("Prediction")
+    return JobResult(exit_code=0, start=start, prediction=result)
 
 
 def _place(job: Job, source: BatchSource, start: Start) -> tuple[Progress, bool]:

@@ -23,7 +23,7 @@ from signal import Signals
 import torch
 
 from openwafer.config.runconfig import RunConfig
-from openwafer.errors import DataError, NumericsError
+from openwafer.errors import DataError, NumericsError, StreamingError
 from openwafer.runtime.executor import Batch, Executor, StepResult
 from openwafer.streaming.source import BatchSource
 from openwafer.train.evaluation import EvalResult, EvalTools, evaluate, open_epoch, samples_in
@@ -82,6 +82,7 @@ def train(
         ConfigError, DataError: see `training_budget` and `evaluate`.
         NumericsError: a loss is not finite, where `check_loss_values` is on.
         CheckpointError: a checkpoint could not be written.
+        StreamingError: the data ended with an error; a checkpoint has been saved.
     """
     start = start or Progress()
     budget = training_budget(
@@ -125,8 +126,14 @@ class _Loop:
         tools.hooks.on_train_start()
         if self._run.save_initial_checkpoint:
             self._save()
-        while not self._budget.over(self._progress) and not self._stopping:
-            self._epoch()
+        try:
+            while not self._budget.over(self._progress) and not self._stopping:
+                self._epoch()
+        except StreamingError:
+            # The data are gone; the last whole step is worth a checkpoint all the same.
+            if self._last is not None:
+                self._save()
+            raise
         tools.meter.stop()
         self._finish()
         stopped = None if self._budget.over(self._progress) else tools.stop.requested

@@ -109,7 +109,7 @@ class Reporter:
         )
 
     def completed(self, what: str) -> None:
-        """`what`: "Training" or "Evaluation"."""
+        """`what`: "Training", "Evaluation" or "Prediction"."""
         _log.info("%s Completed Successfully!", what)
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """The zoo: the supported networks, ready to run.
 
-`build("gpt2/small")` gives a model; `names()` lists them. Names are loaded when first used.
+`build("gpt2/small")` gives a model, `load("gpt2/small")` its parameters; `names()` lists them, and
+`from_pretrained(folder)` takes over a Hugging Face checkpoint. Names are loaded when first used.
 """
 
 from __future__ import annotations
@@ -9,17 +10,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openwafer.zoo.catalog import build, names
+    from openwafer.zoo.catalog import build, load, names
     from openwafer.zoo.convert import from_pretrained
     from openwafer.zoo.model import ModelConfig, ZooModel
 
-__all__ = ["ModelConfig", "ZooModel", "build", "from_pretrained", "names"]
+__all__ = ["ModelConfig", "ZooModel", "build", "from_pretrained", "load", "names"]
 
 _HOMES = {
     "ModelConfig": "model",
     "ZooModel": "model",
     "build": "catalog",
     "from_pretrained": "convert",
+    "load": "catalog",
     "names": "catalog",
 }
 

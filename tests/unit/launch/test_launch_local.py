@@ -158,7 +158,7 @@ def test_a_failing_task_ends_the_others_and_their_children(
 ) -> None:
     started = time.monotonic()
     command = python(FAIL.replace("ACTION", action), str(tmp_path))
-    assert launch_local(command, 3, settle_seconds=0.3, grace_seconds=60) == code
+    assert launch_local(command, 3, max_restarts=0, settle_seconds=0.3, grace_seconds=60) == code
     assert time.monotonic() - started < 50
     assert f"openwafer launch: task 2 (worker) {text}" in capfd.readouterr().err
     for name in ("0", "child0", "1", "child1"):
@@ -232,9 +232,9 @@ STREAM = """
     import os, sys, torch
     from torch.utils.data import DataLoader, TensorDataset
     from openwafer.errors import OpenWaferError
-    from openwafer.streaming import auth, tasks
-    from openwafer.streaming.coordinator import Coordinator
+    from openwafer.streaming import tasks
     from openwafer.streaming.loader import BatchSequence
+    from openwafer.streaming.meeting import open_coordinator
     from openwafer.streaming.worker import run_worker, worker_shard
 
     def losses(source):
@@ -258,16 +258,17 @@ STREAM = """
     try:
         if here.role == "worker":
             shard = worker_shard(here)
-            if sys.argv[2] == "die" and here.rank == 2:
+            if sys.argv[2] == "die" and here.rank == 2 and not os.path.exists(sys.argv[3]):
                 class Fatal(BatchSequence):
                     def epoch(self, epoch, start=0):
                         yield from list(super().epoch(epoch, start))[:1]
+                        if sys.argv[3] != "always":
+                            open(sys.argv[3], "w").close()
                         os.kill(os.getpid(), 9)
                 BatchSequence = Fatal
             run_worker(lambda mode: sequence(mode, shard=shard), address, here)
         elif here.role == "coordinator":
-            secret = auth.run_secret(here, 5)
-            with Coordinator(address, here.num_workers, secret) as coordinator:
+            with open_coordinator(address, here) as coordinator:
                 print("losses", *losses(coordinator.source("train")))
         else:
             print("losses", *losses(sequence("train")))
@@ -298,11 +299,32 @@ def test_the_losses_are_the_same_with_and_without_workers(
 
 
 def test_a_worker_that_dies_ends_the_run_with_its_name(capfd: pytest.CaptureFixture[str]) -> None:
-    assert launch_local(python(STREAM, free_address(), "die"), 3) == 137
+    assert launch_local(python(STREAM, free_address(), "die", "always"), 3, max_restarts=0) == 137
     errors = capfd.readouterr().err
     assert "task 2 (worker) was ended by SIGKILL" in errors
     assert "worker 2 (host" in errors
     assert "was lost" in errors
+
+
+def test_a_worker_that_was_killed_goes_on_where_it_stopped(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert launch_local(python(STREAM, free_address(), "live"), 1) == 0
+    alone = capfd.readouterr().out
+    died = tmp_path / "died"
+    assert launch_local(python(STREAM, free_address(), "die", str(died)), 3) == 0
+    output, errors = capfd.readouterr()
+    assert died.exists()
+    assert output == alone
+    assert "task 2 (worker) was ended by SIGKILL; it is started again" in errors
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_again_and_again(capfd: pytest.CaptureFixture[str]) -> None:
+    assert launch_local(python(STREAM, free_address(), "die", "always"), 3, max_restarts=1) != 0
+    errors = capfd.readouterr().err
+    assert errors.count("it is started again") == 1
+    assert "task 2 (worker) was ended by SIGKILL; ending the others" in errors
 
 
 def test_the_launcher_does_not_load_torch() -> None:

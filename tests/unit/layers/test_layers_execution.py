@@ -178,7 +178,9 @@ def case(request: pytest.FixtureRequest) -> _Case:
 
 
 def _executors(case: _Case, dtype: torch.dtype | None = None) -> dict[str, Executor]:
-    model, _, captured = case
+    model, example, captured = case
+    if dtype:
+        captured = capture_module(model, example, autocast_dtype=dtype)
     optimizer = OptimizerConfig(
         optimizer_type="sgd",
         hyperparameters=SGDOptions(momentum=0.9),
@@ -192,11 +194,7 @@ def _executors(case: _Case, dtype: torch.dtype | None = None) -> dict[str, Execu
     }
     program = captured.program
     layers = cut_layers(program)
-
-    def autocast() -> torch.autocast:
-        return torch.autocast("cpu", dtype)
-
-    compiled = compile_layers(program, layers, autocast=autocast if dtype else None)
+    compiled = compile_layers(program, layers)
 
     def workload() -> Workload:
         own = copy.deepcopy(model)

@@ -90,11 +90,11 @@ class PyTorchBaseModel(ABC):
     @property
     def supported_cs_modes(self) -> tuple[str, ...]:
         """Modes of the compiled run; release 1.6 had no `train_and_eval` there."""
-        return ("train", "eval", "train_and_eval")
+        return ("train", "eval", "train_and_eval", "predict")
 
     @property
     def supported_non_cs_modes(self) -> tuple[str, ...]:
-        return ("train", "eval", "train_and_eval")
+        return ("train", "eval", "train_and_eval", "predict")
 
     def supports_mode(self, mode: str) -> bool:
         return mode in self.supported_cs_modes
@@ -106,6 +106,10 @@ class PyTorchBaseModel(ABC):
         for name, weight in self.model.named_parameters(remove_duplicate=False):
             names.setdefault(id(weight), []).append(name)
         return {same[0]: same[1:] for same in names.values() if len(same) > 1}
+
+    def display_name(self) -> str:
+        """The model's name in plans and reports."""
+        return type(self).__name__
 
     def trainable_named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((name, w) for name, w in self.model.named_parameters() if w.requires_grad)

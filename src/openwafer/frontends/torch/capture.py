@@ -17,7 +17,8 @@ from torch.utils import _pytree as pytree
 
 from openwafer.errors import CaptureError
 from openwafer.frontends.torch.blame import definition_of, user_line_of_node
-from openwafer.frontends.torch.export import export_step
+from openwafer.frontends.torch.export import Step, export_step
+from openwafer.frontends.torch.functional import FunctionalStep
 from openwafer.frontends.torch.metrics import CBMetric, capture_metrics
 from openwafer.graph.program import (
     Buffer,
@@ -83,7 +84,7 @@ class Captured:
         self.metrics = dict(metrics)
 
 
-class _Step(nn.Module):
+class _Step(Step):
     """One call of the user's code as the module to export: a batch in, loss and metrics out."""
 
     def __init__(
@@ -101,7 +102,7 @@ class _Step(nn.Module):
         self._metric_calls = (outputs,)
         self._defined_at = defined_at
 
-    def forward(self, batch: Any) -> list[torch.Tensor]:
+    def run(self, batch: Any) -> list[torch.Tensor]:
         with capture_metrics() as calls:
             outputs = self._call[0](batch)
         try:
@@ -129,6 +130,13 @@ def capture_module(
     Raises:
         CaptureError: the model cannot be captured; says the user's line, why, and a way out.
     """
+    given: Any = model
+    if not isinstance(given, nn.Module):
+        name = getattr(given, "__qualname__", type(given).__qualname__)
+        raise CaptureError(
+            f"{name} is no nn.Module" + (", but a class" if isinstance(given, type) else ""),
+            allowed="an instance of a class that derives from torch.nn.Module",
+        )
 
     def call(data: Any) -> Any:
         if isinstance(data, Mapping):
@@ -193,25 +201,25 @@ def capture_step(
     return Captured(program, {metric.name: metric for metric, _ in metric_calls})
 
 
-def _loss_is_computed(exported: torch.export.ExportedProgram) -> bool:
-    loss = str(next(iter(exported.graph_signature.user_outputs)))
+def _loss_is_computed(exported: FunctionalStep) -> bool:
+    loss = str(next(iter(exported.signature.user_outputs)))
     return any(n.name == loss and n.op == "call_function" for n in exported.graph.nodes)
 
 
 def _to_program(
-    exported: torch.export.ExportedProgram,
+    exported: FunctionalStep,
     batch: Any,
     metric_calls: list[tuple[CBMetric, int]],
     model_key: str,
     training: bool,
     name: str,
 ) -> Program:
-    graph = exported.graph_module.graph
+    graph = exported.graph
     nodes = {node.name: node for node in graph.nodes}
     for node in graph.nodes:
         node.meta["site"] = _site(node, model_key)
     _refuse_mutation(exported, nodes)
-    outputs = [str(name) for name in exported.graph_signature.user_outputs]
+    outputs = [str(name) for name in exported.signature.user_outputs]
     metrics: list[MetricOutput] = []
     position = 1
     for metric, count in metric_calls:
@@ -240,13 +248,13 @@ def _user_name(target: str, model_key: str) -> str:
 
 
 def _parameters(
-    exported: torch.export.ExportedProgram, nodes: Mapping[str, fx.Node], model_key: str
+    exported: FunctionalStep, nodes: Mapping[str, fx.Node], model_key: str
 ) -> tuple[tuple[Parameter, ...], tuple[Buffer, ...]]:
     """Distinct parameters of the model in its order, tied ones once, with the other names as
     aliases; and those of other modules, which nothing trains, as buffers."""
     prefix = f"{model_key}."
     by_tensor: dict[int, list[tuple[str, fx.Node]]] = {}
-    for node_name, target in exported.graph_signature.inputs_to_parameters.items():
+    for node_name, target in exported.signature.inputs_to_parameters.items():
         tensor = exported.state_dict[target]
         by_tensor.setdefault(id(tensor), []).append((target, nodes[node_name]))
     parameters: list[Parameter] = []
@@ -277,12 +285,12 @@ def _parameters(
 
 
 def _buffers(
-    exported: torch.export.ExportedProgram,
+    exported: FunctionalStep,
     nodes: Mapping[str, fx.Node],
     model_key: str,
     training: bool,
 ) -> tuple[Buffer, ...]:
-    signature = exported.graph_signature
+    signature = exported.signature
     updates = {target: node for node, target in signature.buffers_to_mutate.items()}
     buffers = [
         Buffer(
@@ -315,9 +323,9 @@ def _constant(node: fx.Node, value: Any, training: bool) -> Buffer:
     )
 
 
-def _inputs(exported: torch.export.ExportedProgram, batch: Any) -> tuple[GraphInput, ...]:
+def _inputs(exported: FunctionalStep, batch: Any) -> tuple[GraphInput, ...]:
     """Batch entries in pytree order; entries that are not tensors were burnt in as constants."""
-    names = list(exported.graph_signature.user_inputs)
+    names = list(exported.signature.user_inputs)
     leaves = flatten_batch(batch)
     fixed = [path for path, leaf in leaves.items() if isinstance(leaf, (int, float, complex))]
     if fixed:
@@ -332,8 +340,8 @@ def _inputs(exported: torch.export.ExportedProgram, batch: Any) -> tuple[GraphIn
     )
 
 
-def _refuse_mutation(exported: torch.export.ExportedProgram, nodes: Mapping[str, fx.Node]) -> None:
-    signature = exported.graph_signature
+def _refuse_mutation(exported: FunctionalStep, nodes: Mapping[str, fx.Node]) -> None:
+    signature = exported.signature
     for what, mutated, hint in (
         (
             "its input",

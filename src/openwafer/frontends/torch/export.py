@@ -11,32 +11,64 @@ import io
 import logging
 import sys
 import warnings
-from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stderr
+from collections.abc import Generator, Sequence
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+)
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.fx.traceback import preserve_node_meta
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import CheckpointFunction
 
 from openwafer.errors import CaptureError, OpenWaferError
 from openwafer.frontends.torch.blame import (
     UserLines,
     calling_user_line,
     explain_export_failure,
+    is_user_file,
     user_line_of_node,
     value_dependent,
 )
+from openwafer.frontends.torch.functional import FunctionalStep, functional_step
+from openwafer.frontends.torch.module_state import nothing_left_behind, refuse_unusual
+from openwafer.frontends.torch.traced_python import tracing_rules
 
-__all__ = ["export_step"]
+__all__ = ["Step", "export_step"]
 
 _log = logging.getLogger("openwafer")
 
 
+class Step(nn.Module):
+    """What is exported: `run(batch)`.
+
+    `around` is what the user's code alone runs under. All of torch.export would be slower: it calls
+    torch functions by the ten thousand itself.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.around: Sequence[AbstractContextManager[Any]] = ()
+
+    def run(self, batch: Any) -> list[torch.Tensor]:
+        raise NotImplementedError
+
+    def forward(self, batch: Any) -> list[torch.Tensor]:
+        with ExitStack() as stack:
+            for context in self.around:
+                stack.enter_context(context)
+            return self.run(batch)
+
+
 def export_step(
-    step: nn.Module, batch: Any, *, training: bool, autocast_dtype: torch.dtype | None = None
-) -> torch.export.ExportedProgram:
+    step: Step, batch: Any, *, training: bool, autocast_dtype: torch.dtype | None = None
+) -> FunctionalStep:
     """Export `step(batch)` as functional ATen operations, with explicit casts under autocast.
 
     Raises:
@@ -46,18 +78,19 @@ def export_step(
     if on_meta:
         batch = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), batch)
     refusing = _refuse_custom_backward() if training else nullcontext()
-    where = torch.device("meta") if on_meta else nullcontext()
+    refuse_unusual(step, batch, training=training)
+    lines = UserLines(training=training)
+    step.around = (torch.device("meta") if on_meta else nullcontext(), lines)
     try:
         with _quiet(), preserve_node_meta(), _autocast(step, autocast_dtype), refusing:
-            with where, UserLines():
+            with nothing_left_behind(step), tracing_rules(is_user_file):
                 exported = torch.export.export(step, (batch,), strict=False)
             dropped = _unused_draws(exported.graph)
             _inline_grad_modes(exported.graph_module)
             _keep_places_in_autocast_regions(exported.graph_module)
             if autocast_dtype is not None:
                 _loss_in_float32(exported.graph)
-            # An empty table keeps operations as the user wrote them and makes them functional.
-            exported = exported.run_decompositions({})
+            functional = functional_step(exported)
     except OpenWaferError:
         raise
     except Exception as error:
@@ -68,9 +101,11 @@ def export_step(
             "random numbers differ from the plain loop's",
             place,
         )
-    _drop_assertions(exported.graph)
-    _refuse_value_dependent_shapes(exported.graph)
-    return exported
+    for place in lines.unchecked:
+        _log.warning("%s: a check of values; the compiled modes do not make it", place)
+    _drop_assertions(functional.graph)
+    _refuse_value_dependent_shapes(functional.graph)
+    return functional
 
 
 @contextmanager
@@ -115,6 +150,10 @@ def _refuse_custom_backward() -> Generator[None]:
     original = function.__dict__["apply"]
 
     def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if cls is CheckpointFunction:
+            # It runs its function without autograd, to do so again in the backward pass.
+            function, _preserves_random_state, *rest = args
+            return function(*rest)
         if cls.__module__.partition(".")[0] == "torch":
             return original.__func__(cls, *args, **kwargs)
         file, line = calling_user_line() or ("", 0)

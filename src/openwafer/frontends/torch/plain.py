@@ -77,10 +77,12 @@ class PlainExecutor(Executor):
 
         return pytree.tree_map(move, batch)
 
-    def _forward(self, batch: Batch, *, step: int, index: int, metrics: Metrics) -> torch.Tensor:
-        key = DrawKey(self._seed, step, index, 0)
+    def _draws(self, step: int, index: int) -> KeyedDraws:
+        return KeyedDraws(DrawKey(self._seed, step, index, 0))
+
+    def _forward(self, batch: Batch, draws: KeyedDraws, metrics: Metrics) -> torch.Tensor:
         user_code = calling_user_code("the model failed on a batch", OpenWaferError)
-        with user_code, capture_metrics() as calls, KeyedDraws(key), self._autocast():
+        with user_code, capture_metrics() as calls, draws, self._autocast():
             loss = extract_loss(self._call(self._to_device(batch)))
         for metric, tensors in calls:
             detached = tuple(tensor.detach() for tensor in tensors)
@@ -101,7 +103,8 @@ class PlainExecutor(Executor):
         losses: list[torch.Tensor] = []
         buffers = self._changing_buffers() if self._guard_loss else {}
         for index, batch in enumerate(microbatches):
-            loss = self._forward(batch, step=step, index=index, metrics=metrics)
+            draws = self._draws(step, index)
+            loss = self._forward(batch, draws, metrics)
             losses.append(loss)
             if self._guard_loss and not bool(torch.isfinite(loss)):
                 self._restore(buffers)
@@ -109,7 +112,8 @@ class PlainExecutor(Executor):
                 return StepResult(loss=loss.detach().cpu(), applied=False)
             if not loss.requires_grad:
                 raise nothing_to_train()
-            loss.backward(torch.full_like(loss, scale / len(microbatches)))
+            with draws if draws.recomputes else nullcontext():
+                loss.backward(torch.full_like(loss, scale / len(microbatches)))
         grads = {n: w.grad for n, w in self._trained.items() if w.grad is not None}
         rule.unscale_(list(grads.values()))
         decision = rule.decide(rule.norms(grads), list(self._trained))
@@ -153,7 +157,7 @@ class PlainExecutor(Executor):
         self._set_training(False)
         metrics = Metrics()
         with torch.no_grad():
-            loss = self._forward(batch, step=step, index=0, metrics=metrics)
+            loss = self._forward(batch, self._draws(step, 0), metrics)
         return StepResult(loss=loss.detach().cpu(), metrics=metrics)
 
     def state(self) -> ModelState:
@@ -195,7 +199,7 @@ class PlainExecutor(Executor):
         try:
             with torch.no_grad():
                 for index, batch in enumerate(microbatches):
-                    self._forward(batch, step=step, index=index, metrics={})
+                    self._forward(batch, self._draws(step, index), {})
         finally:
             self._restore(before)
             for handle in handles:

@@ -1,7 +1,8 @@
 """`run()`: a user's script from its command line to its exit code.
 
-Decides the order of a run: parameters, data, model, validate, compile, train or evaluate, and who
-does what where several tasks run the same script. Does not decide what any of these steps does.
+Decides the order of a run: parameters, data, model, validate, compile, train, evaluate or predict,
+and who does what where several tasks run the same script. Does not decide what any of these steps
+does.
 
 Nothing is written before the parameters, the data and the model have been found usable.
 """
@@ -19,9 +20,11 @@ import torch
 
 from openwafer.config.flags import ExtraArgsParser, parse
 from openwafer.config.params import Params, load_params, resolve
+from openwafer.config.runconfig import RunConfig
 from openwafer.errors import CheckpointError, ConfigError, OpenWaferError, PlanError
 from openwafer.frontends.torch.capture import Captured, capture_step
 from openwafer.frontends.torch.metrics import (
+    PredictionWriter,
     compute_all_metrics,
     forget_all_metrics,
     get_all_metrics,
@@ -50,10 +53,9 @@ from openwafer.plan.text import plan_text
 from openwafer.plan.validation import write_validation
 from openwafer.runtime.executor import Executor
 from openwafer.streaming import tasks
-from openwafer.streaming.auth import discard_secret, run_secret
 from openwafer.streaming.coordinator import Coordinator
 from openwafer.streaming.loader import BatchSequence
-from openwafer.streaming.settings import StreamSettings
+from openwafer.streaming.meeting import forget_meeting, open_coordinator
 from openwafer.streaming.shard import Shard
 from openwafer.streaming.source import BatchSource
 from openwafer.streaming.worker import run_worker, worker_shard
@@ -63,7 +65,7 @@ from openwafer.train.job import Job, JobResult, run_job
 from openwafer.train.performance import PlanFigures
 from openwafer.train.progress import configure_logging
 
-__all__ = ["run"]
+__all__ = ["run", "run_functions"]
 
 _log = logging.getLogger("openwafer")
 
@@ -79,14 +81,15 @@ def run(
     default_params_fn: ParamsFn | None = None,
     extra_args_parser_fn: ExtraArgsParser | None = None,
     *,
+    predict_data_fn: DataFn | None = None,
     argv: Sequence[str] | None = None,
 ) -> JobResult | None:
-    """Validate, compile, train or evaluate, as the command line and the parameter file say.
+    """Validate, compile, train, evaluate or predict, as command line and parameter file say.
 
     Args:
         model_fn: `model_fn(params)` or `model_fn(params, device)` gives a PyTorchBaseModel.
-        train_data_fn, eval_data_fn: `fn(params)` gives a torch DataLoader (or any iterable, or a
-            function that gives one) of batches of one shape.
+        train_data_fn, eval_data_fn, predict_data_fn: `fn(params)` gives a torch DataLoader (or any
+            iterable, or a function that gives one) of batches of one shape.
         default_params_fn: completes or replaces the parameter dictionary.
         extra_args_parser_fn: gives further argument parsers; their values go to `runconfig`.
         argv: the command line; None takes that of the process.
@@ -97,11 +100,27 @@ def run(
     Raises:
         SystemExit: 2 for an error that the user can act on, printed; 130 or 143 after a signal.
     """
-    configure_logging()
     default_model_dir = _calling_folder() / "model_dir"
-    functions = Functions(model_fn, train_data_fn, eval_data_fn)
+    functions = Functions(model_fn, train_data_fn, eval_data_fn, predict_data_fn)
+
+    def read() -> Params:
+        return _read_params(argv, default_params_fn, extra_args_parser_fn, default_model_dir)
+
+    return run_functions(functions, read)
+
+
+def run_functions(functions: Functions, read_params: Callable[[], Params]) -> JobResult | None:
+    """`run` for parameters from elsewhere than a command line and a file.
+
+    Args:
+        functions: as given to `run`.
+        read_params: gives the checked parameters; its errors are reported as a run's.
+
+    Returns, and raises: as `run`.
+    """
+    configure_logging()
     try:
-        params = _read_params(argv, default_params_fn, extra_args_parser_fn, default_model_dir)
+        params = read_params()
         result = _run_task(params, functions)
     except OpenWaferError as error:
         _log.error("%s", error)
@@ -127,6 +146,7 @@ def _read_params(
     default_model_dir: Path,
 ) -> Params:
     flags = parse(argv, extra_args_parser_fn=extra_args_parser_fn)
+    assert flags.params_path is not None, "parse refuses a command line without --params"
     loaded = load_params(
         flags.params_path, flags.overrides, extra=flags.extra, default_model_dir=default_model_dir
     )
@@ -203,7 +223,7 @@ class _Model:
 
     def rules(self) -> RunRules:
         params, config = self.params, self.params.runconfig
-        optimizer = params.optimizer if "train" in self.modes else None
+        optimizer = params.optimizer if config.trains else None
         schedule = optimizer.learning_rate if optimizer else None
         return RunRules(
             optimizer=optimizer,
@@ -221,14 +241,14 @@ class _Model:
             self.base,
             self.examples[mode],
             training=mode == "train",
-            name=type(self.base).__name__,
+            name=self.base.display_name(),
             autocast_dtype=self.rules().autocast_dtype,
         )
 
 
 def _compile_only(model: _Model) -> None:
     config = model.params.runconfig
-    mode: Mode = "eval" if config.mode == "eval" else "train"
+    mode = model.modes[0]
     captured = model.capture(mode)
     execution_mode = choose_mode(config.execution_mode, captured.program, model.device)
     _log.info(_BANNER.format("Starting Compilation"))
@@ -241,7 +261,7 @@ def _compile_only(model: _Model) -> None:
         compiled = _compile(model, captured, execution_mode)
         _log.info("%s", plan_text(compiled.plan))
     _log.info(_BANNER.format("Compilation Completed"))
-    what = "training" if mode == "train" else "evaluation"
+    what = {"train": "training", "eval": "evaluation", "predict": "prediction"}[mode]
     _log.info("Compile for %s completed successfully!", what)
 
 
@@ -257,6 +277,8 @@ def _compile(model: _Model, captured: Captured, execution_mode: ExecutionMode) -
             optimizer=params.optimizer if captured.program.training else None,
             compute_dtype=params.compute_dtype,
             num_microbatches=_grad_accum_steps(params),
+            num_replicas=_num_replicas(config) if captured.program.training else 1,
+            num_systems=config.num_csx,
         )
 
     try:
@@ -274,6 +296,11 @@ def _compile(model: _Model, captured: Captured, execution_mode: ExecutionMode) -
     return compiled
 
 
+def _num_replicas(config: RunConfig) -> int:
+    """`multireplica` without a number lets the compiler choose (-1)."""
+    return -1 if config.multireplica and config.num_replicas == 1 else config.num_replicas
+
+
 def _grad_accum_steps(params: Params) -> int:
     return params.optimizer.grad_accum_steps if params.optimizer else 1
 
@@ -285,9 +312,7 @@ def _execute(params: Params, functions: Functions, environment: tasks.TaskEnviro
         return _execute_with(_Model(params, functions), None)
     assert config.cs_ip is not None
     # Listens from the start, so that workers may connect while the model compiles.
-    settings = StreamSettings()
-    secret = run_secret(environment, settings.connect_timeout_seconds)
-    with Coordinator(config.cs_ip, environment.num_workers, secret) as coordinator:
+    with open_coordinator(config.cs_ip, environment) as coordinator:
         return _execute_with(_Model(params, functions), coordinator)
 
 
@@ -298,7 +323,7 @@ def _execute_with(model: _Model, coordinator: Coordinator | None) -> JobResult:
     sources: dict[str, BatchSource] = dict(model.sequences)
     if coordinator is not None:
         coordinator.wait_for_workers()
-        discard_secret(tasks.current())
+        forget_meeting(tasks.current())
         sources = {mode: coordinator.source(mode) for mode in model.modes}
     try:
         result = run_job(
@@ -309,18 +334,21 @@ def _execute_with(model: _Model, coordinator: Coordinator | None) -> JobResult:
                 learning_rate_at=model.rules().learning_rate_at,
                 train_source=sources.get("train"),
                 eval_source=sources.get("eval"),
+                predict_source=sources.get("predict"),
                 grad_accum_steps=_grad_accum_steps(params),
                 plan_figures=figures,
                 device=model.device.type,
                 hooks=_hooks(model),
                 metrics=MetricFunctions(
-                    update=_update_metrics, compute=compute_all_metrics, reset=reset_all_metrics
+                    update=_update_metrics,
+                    compute=_write_predictions if config.mode == "predict" else compute_all_metrics,
+                    reset=reset_all_metrics,
                 ),
             )
         )
         if config.show_debug_metrics:
             _show_counters(executor, figures, coordinator)
-        if config.mode != "eval":
+        if config.trains:
             # The user's own object ends up with the trained weights, as in the plain loop.
             model.base.model.load_state_dict(executor.state().model, strict=False)
         return result
@@ -365,13 +393,13 @@ def _executor(model: _Model) -> tuple[Executor, PlanFigures]:
 
 
 def _figures(compiled: CompiledProgram) -> PlanFigures:
-    estimate = compiled.plan.estimate
+    predicted, fabric = compiled.plan.predicted, compiled.plan.fabric
     return PlanFigures(
-        est_samples_per_sec=estimate.samples_per_sec,
-        fabric_cores=estimate.fabric_pes,
-        fabric_utilization=estimate.total_utilization,
-        delta_t=estimate.delta_t,
-        frequency_hz=float(estimate.clock_hz),
+        est_samples_per_sec=predicted.samples_per_second,
+        fabric_cores=fabric.fabric_pes,
+        fabric_utilization=fabric.active_fraction,
+        delta_t=predicted.delta_t_cycles,
+        frequency_hz=float(predicted.clock_hz),
         compile_seconds=compiled.seconds,
     )
 
@@ -400,6 +428,18 @@ def _hooks(model: _Model) -> Hooks:
         folder = config.model_dir / model.modes[0]
         return SavedStream(folder, config.save_stream_size, ordinal=tasks.get_ordinal())
     return Hooks()
+
+
+def _write_predictions() -> dict[str, float]:
+    """Close every PredictionWriter of the model: their files appear."""
+    writers = [m for m in get_all_metrics().values() if isinstance(m, PredictionWriter)]
+    if not any(writer.num_updates for writer in writers):
+        _log.warning("the model called no PredictionWriter in its forward pass: nothing is written")
+        return {}
+    for writer in writers:
+        count = int(writer.compute())
+        _log.info("%d predictions in %s", count, writer.close())
+    return {}
 
 
 def _update_metrics(updates: StepMetrics) -> None:

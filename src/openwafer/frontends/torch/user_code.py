@@ -35,7 +35,7 @@ __all__ = [
 
 ModelFn = Callable[..., Any]
 DataFn = Callable[[dict[str, Any]], Any]
-Mode = Literal["train", "eval"]
+Mode = Literal["train", "eval", "predict"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,15 @@ class Functions:
     model: ModelFn
     train_data: DataFn | None
     eval_data: DataFn | None
+    predict_data: DataFn | None = None
 
     def data(self, mode: Mode) -> DataFn:
-        function = self.train_data if mode == "train" else self.eval_data
+        functions = {
+            "train": self.train_data,
+            "eval": self.eval_data,
+            "predict": self.predict_data,
+        }
+        function = functions[mode]
         if function is None:
             raise ConfigError(
                 f"run() was given no {mode}_data_fn, which this mode needs",

@@ -1,4 +1,4 @@
-"""Metrics of the documented PyTorch API: a graph part and a host part.
+"""What a metric is: a graph part, a host part, and a name in the registry.
 
 Decides how a metric's device outputs reach the host: in an ordinary run at once, during a capture
 as further outputs of the graph, which the executor hands back after each step. Does not decide when
@@ -10,7 +10,7 @@ Source of names and behaviour: CS-2 software 1.6 documentation, `CBMetric` and f
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -18,14 +18,14 @@ from typing import Any
 
 import torch
 
-from openwafer.errors import ConfigError
+from openwafer.errors import ConfigError, nearest
 
 __all__ = [
-    "AccuracyMetric",
     "CBMetric",
     "DeviceOutputs",
-    "PerplexityMetric",
+    "capture_metrics",
     "compute_all_metrics",
+    "forget_all_metrics",
     "get_all_metrics",
     "reset_all_metrics",
 ]
@@ -99,6 +99,16 @@ class CBMetric(ABC):
     def reset_state(self) -> None:
         self.init_state()
 
+    def set_metric_state(self, state_dict: Mapping[str, Any]) -> None:
+        """Replace attributes of the state, such as sums of an earlier evaluation."""
+        for name, value in state_dict.items():
+            if not hasattr(self, name):
+                raise ConfigError(
+                    f"metric {self.name} has no state `{name}`",
+                    hint=nearest(name, vars(self)),
+                )
+            setattr(self, name, value)
+
     def reset(self) -> None:
         """Forget every update."""
         self._num_updates = 0
@@ -139,64 +149,6 @@ class CBMetric(ABC):
         split = len(host) - len(names)
         self.update_on_host(*host[:split], **dict(zip(names, host[split:], strict=True)))
         self._num_updates += 1
-
-
-class AccuracyMetric(CBMetric):
-    """Share of predictions that equal their labels; `weights` (0 or 1) can leave entries out."""
-
-    def init_state(self) -> None:
-        self.total_correct = 0.0
-        self.total = 0.0
-
-    def update_on_device(
-        self,
-        labels: torch.Tensor,
-        predictions: torch.Tensor,
-        weights: torch.Tensor | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> DeviceOutputs:
-        correct = (labels == predictions).to(torch.float32)
-        if weights is None:
-            return DeviceOutputs(args=[correct.sum(), torch.ones_like(correct).sum()])
-        weights = weights.to(torch.float32)
-        return DeviceOutputs(args=[(correct * weights).sum(), weights.sum()])
-
-    def update_on_host(self, correct: torch.Tensor, count: torch.Tensor) -> None:
-        self.total_correct += float(correct)
-        self.total += float(count)
-
-    def compute(self) -> float:
-        return self.total_correct / self.total if self.total else 0.0
-
-
-class PerplexityMetric(CBMetric):
-    """exp(total loss / number of tokens); call with `labels` and the summed `loss`.
-
-    `weights` (0 or 1) can leave tokens out of the count.
-    """
-
-    def init_state(self) -> None:
-        self.total_loss = 0.0
-        self.num_tokens = 0.0
-
-    def update_on_device(
-        self,
-        labels: torch.Tensor,
-        loss: torch.Tensor,
-        weights: torch.Tensor | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> DeviceOutputs:
-        counted = torch.ones_like(labels, dtype=torch.float32) if weights is None else weights
-        return DeviceOutputs(args=[loss.to(torch.float32), counted.to(torch.float32).sum()])
-
-    def update_on_host(self, loss: torch.Tensor, num_tokens: torch.Tensor) -> None:
-        self.total_loss += float(loss)
-        self.num_tokens += float(num_tokens)
-
-    def compute(self) -> float:
-        if not self.num_tokens:
-            return 0.0
-        return float(torch.exp(torch.tensor(self.total_loss / self.num_tokens)))
 
 
 def get_all_metrics() -> dict[str, CBMetric]:

@@ -1,0 +1,142 @@
+"""Text that every machine has: the Python standard library's own sources, with their docstrings.
+
+Decides which files are taken, in which order, and which are held out. Nothing is downloaded. The
+same Python release gives the same text; another release gives another, so compare figures within
+one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from openwafer.data.cache import cached_folder
+from openwafer.data.params import Split
+from openwafer.data.prepare import prepare
+from openwafer.errors import DataError
+
+__all__ = ["SourceFile", "source_files", "stdlib_text", "stdlib_tokenizer", "stdlib_tokens"]
+
+TRAIN_BYTES = 4 << 20
+EVAL_BYTES = 256 << 10
+_TOKENIZER_BYTES = 1 << 20
+
+# Tests and data in the form of code are left out: they are half of the library, and say little.
+_FOLDERS_LEFT_OUT = """
+    test tests site-packages dist-packages __pycache__ idle_test encodings lib2to3 pydoc_data
+    turtledemo __phello__ ensurepip
+"""
+_LEFT_OUT = frozenset(_FOLDERS_LEFT_OUT.split())
+_HELD_OUT_EVERY = 12
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """name: the path below the standard library's folder, with slashes."""
+
+    name: str
+    text: str
+
+
+@cache
+def source_files(split: Split) -> tuple[SourceFile, ...]:
+    """The library's files of this split (`predict` is `eval`), in an order that depends on their
+    names alone.
+
+    Raises:
+        DataError: this Python has no readable standard library.
+    """
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    named: list[tuple[int, str, Path]] = []
+    for inside, folders, names in os.walk(folder):
+        folders[:] = (f for f in folders if f not in _LEFT_OUT and not f.startswith("config-"))
+        for path in (Path(inside) / name for name in names if name.endswith(".py")):
+            name = path.relative_to(folder).as_posix()
+            named.append((int(hashlib.sha256(name.encode()).hexdigest()[:12], 16), name, path))
+    held_out = split != "train"
+    files: list[SourceFile] = []
+    for number, name, path in sorted(named):
+        if (number % _HELD_OUT_EVERY == 0) == held_out:
+            files.append(SourceFile(name, path.read_text(encoding="utf-8", errors="replace")))
+    if not files:
+        raise DataError(
+            "this Python has no standard library sources to take as text",
+            where=str(folder),
+            hint="give data_dir, or install Python's standard library as files",
+        )
+    return tuple(files)
+
+
+def stdlib_text(split: Split, max_bytes: int | None = None) -> tuple[SourceFile, ...]:
+    """Whole files of the split until `max_bytes` of text are reached."""
+    limit = max_bytes or (TRAIN_BYTES if split == "train" else EVAL_BYTES)
+    kept: list[SourceFile] = []
+    size = 0
+    for file in source_files(split):
+        if size >= limit:
+            break
+        kept.append(file)
+        size += len(file.text.encode("utf-8", "replace"))
+    return tuple(kept)
+
+
+def stdlib_tokens(
+    split: Split,
+    *,
+    tokenizer: str,
+    vocab_size: int,
+    do_lower: bool = False,
+    max_bytes: int | None = None,
+) -> Path:
+    """The folder of the split's tokens, prepared and cached when first asked for.
+
+    tokenizer: `bpe` or `wordpiece` (see `stdlib_tokenizer`), `byte`, or a path.
+    """
+    files = stdlib_text(split, max_bytes)
+    source = tokenizer
+    if tokenizer in ("bpe", "wordpiece"):
+        source = str(stdlib_tokenizer(tokenizer, vocab_size=vocab_size, do_lower=do_lower))
+    digest = _digest(files)
+
+    def make(folder: Path) -> None:
+        texts = folder / "text"
+        texts.mkdir()
+        for number, file in enumerate(files):
+            (texts / f"{number:05d}.txt").write_text(file.text, encoding="utf-8", newline="")
+        prepare([texts], folder, tokenizer=source, vocab_size=vocab_size, do_lower=do_lower)
+
+    key = (5, split, tokenizer, vocab_size, do_lower, digest, _stamp(tokenizer))
+    return cached_folder("stdlib", key, make)
+
+
+def stdlib_tokenizer(kind: str, *, vocab_size: int, do_lower: bool = False) -> Path:
+    """The file of a `bpe` or `wordpiece` tokenizer, trained on a fixed part of the training text:
+    sections that ask for more or less text all get the same."""
+    files = stdlib_text("train", _TOKENIZER_BYTES)
+
+    def make(folder: Path) -> None:
+        from openwafer.data.subwords import train_bpe, train_wordpiece
+
+        texts = [file.text for file in files]
+        if kind == "bpe":
+            train_bpe(texts, vocab_size).save(folder)
+        else:
+            train_wordpiece(texts, vocab_size, do_lower=do_lower).save(folder)
+
+    key = (5, kind, vocab_size, do_lower, _digest(files))
+    return cached_folder("stdlib-tokenizer", key, make) / "tokenizer.json"
+
+
+def _digest(files: Sequence[SourceFile]) -> str:
+    return hashlib.sha256("\0".join(file.name + file.text for file in files).encode()).hexdigest()
+
+
+def _stamp(tokenizer: str) -> str:
+    """What changes when a tokenizer's file does."""
+    path = Path(tokenizer)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
