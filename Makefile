@@ -19,7 +19,7 @@ $(USE): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version) if sys.version_info < (3, 10) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) "$(TORCH)" setuptools
-	$(PIP) -e ".[demo]"
+	$(PIP) -e ".[demo,zoo]"
 	@touch $@
 
 $(STAMP): $(USE)

@@ -133,12 +133,11 @@ def _feed_forward_pes(plan: Plan) -> float:
 
 
 def _head_pes(plan: Plan) -> float:
-    """Embedding and logits, which share a weight."""
-    return sum(
-        row.pes + row.transport_pes
-        for row in plan.fabric.kernels
-        if row.group == "head" or row.name.startswith("embedding0")
-    )
+    """The token embedding and the logits, which share a weight: the first table and the last
+    product."""
+    logits = [row for row in plan.fabric.kernels if row.name.startswith("fc")][-1]
+    table = next(row for row in plan.fabric.kernels if row.name == "embedding0")
+    return logits.pes + logits.transport_pes + table.pes
 
 
 _LP = "layer_pipelined"

@@ -41,7 +41,13 @@ _HOMES = {
 }
 
 
+_ROOMS = ("data", "layers", "zoo")
+"""Modules that can be used without importing them by name: `openwafer.zoo.build(…)`."""
+
+
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"openwafer.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'openwafer' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

@@ -21,16 +21,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     if given and given[0] in _RUNS:
         return _run_model(given[0], given[1:])
+    try:
+        return _dispatch(given)
+    except OpenWaferError as error:
+        print(f"ERROR:   {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _dispatch(given: list[str]) -> int:
+    if given[:1] == ["sweep"]:
+        return _sweep(given[1:])
     parser = _parser()
     arguments = parser.parse_args(given)
     if arguments.command is None:
         parser.print_help()
         return 0
-    try:
-        return int(arguments.run(arguments))
-    except OpenWaferError as error:
-        print(f"ERROR:   {error}", file=sys.stderr)
-        return error.exit_code
+    return int(arguments.run(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,8 +51,10 @@ def _parser() -> argparse.ArgumentParser:
     zoo.set_defaults(run=_zoo)
     for name, text in _RUNS.items():
         commands.add_parser(name, help=text, add_help=False)
+    commands.add_parser("sweep", help="predict a model's throughput for several settings")
     _add_prepare(commands)
     _add_convert(commands)
+    _add_submit(commands)
     launch = commands.add_parser(
         "launch",
         help="start a script as several tasks on this machine, as srun would",
@@ -133,6 +141,24 @@ def _add_convert(commands: Any) -> None:
         "--params", metavar="FILE", help="its parameters (params_train.yaml beside the checkpoint)"
     )
     convert.set_defaults(run=_convert)
+
+
+def _add_submit(commands: Any) -> None:
+    from openwafer.launch.command import add_submit_flags, run_submit
+
+    submit = commands.add_parser(
+        "submit",
+        help="run a script as a SLURM job",
+        usage="openwafer submit [flags] -- COMMAND [ARGUMENT ...]",
+    )
+    add_submit_flags(submit)
+    submit.set_defaults(run=run_submit)
+
+
+def _sweep(argv: Sequence[str]) -> int:
+    from openwafer.zoo.what_if import run_sweep
+
+    return run_sweep(argv)
 
 
 def _run_model(command: str, argv: Sequence[str]) -> int:

@@ -61,6 +61,19 @@ def test_the_commands_by_hand(checkout: Path) -> None:
     assert re.search(r'"estimated_deltat":\d+', outputs[lines[-1]])
 
 
+@pytest.mark.slow
+def test_the_commands_of_the_zoo(tmp_path: Path) -> None:
+    outputs: list[str] = []
+    for line in blocks("sh")[2].strip().splitlines():
+        done = shell(line, tmp_path)
+        assert done.returncode == 0, f"{line}\n{done.stdout}"
+        outputs.append(done.stdout)
+    assert "gpt3/175b" in outputs[0]
+    assert "Evaluation Completed Successfully!" in outputs[1] or "eval_metrics" in outputs[1]
+    assert "delta-t" in outputs[2]
+    assert "sweep.html" in outputs[3]
+
+
 def test_the_python_example(tmp_path: Path) -> None:
     (block,) = blocks("python")
     done = subprocess.run(

@@ -109,14 +109,14 @@ class SentencePairs(MaskedDataset):
             border = start + max(1, (second_end - start) // 2)
         else:
             border = int(self._starts[cut])
-        second_begin, second_size = border, max(1, second_end - border)
+        second_begin, second_size = border, second_end - border
         if random_next:
             other = int(uniforms[2] * elsewhere)
             if other >= self._own_begin[index]:
                 other += int(self._own_end[index] - self._own_begin[index])
             second_begin, second_end = self._starts[self._runs[other]].tolist()
-        # As long as the next sentences are, or the length would tell which they are.
-        second_size = min(second_size, second_end - second_begin)
+            # As long as the next sentences are, or the length would tell which they are.
+            second_size = min(max(1, second_size), second_end - second_begin)
         first_size, second_size = fit_lengths(border - start, second_size, self._room)
         read = self._shards.read
         return read(start, first_size), read(second_begin, second_size), random_next

@@ -25,8 +25,9 @@ from openwafer.config.schema import Locate
 from openwafer.errors import ConfigError
 from openwafer.frontends.torch.base_model import PyTorchBaseModel
 from openwafer.frontends.torch.metrics import PredictionWriter
-from openwafer.frontends.torch.run import run_functions
+from openwafer.frontends.torch.run import plan_functions, run_functions
 from openwafer.frontends.torch.user_code import Functions, Mode
+from openwafer.plan.plan import Plan
 from openwafer.train.job import JobResult
 from openwafer.zoo.catalog import Override, data_info, family_of, full_name, load, model_config
 from openwafer.zoo.evaluation_data import numbered
@@ -34,7 +35,7 @@ from openwafer.zoo.family import EvalMetrics, Family
 from openwafer.zoo.model import Batch, Logits, ModelConfig, ZooModel
 from openwafer.zoo.outline import outline
 
-__all__ = ["COMMANDS", "ZooRunModel", "run_model"]
+__all__ = ["COMMANDS", "ZooRunModel", "plan_model", "run_model"]
 
 _log = logging.getLogger("openwafer")
 
@@ -58,13 +59,18 @@ def run_model(command: str, argv: Sequence[str]) -> JobResult | None:
         SystemExit: as `run`.
     """
     zoo_run = _ZooRun(command, argv)
-    functions = Functions(
-        zoo_run.model,
-        lambda params: zoo_run.batches(params, "train"),
-        lambda params: zoo_run.batches(params, "eval"),
-        lambda params: zoo_run.batches(params, "predict"),
-    )
-    return run_functions(functions, zoo_run.read)
+    return run_functions(zoo_run.functions, zoo_run.read)
+
+
+def plan_model(argv: Sequence[str]) -> Plan:
+    """The plan of `openwafer compile` with these arguments.
+
+    Raises:
+        OpenWaferError: wrong arguments, or a model that cannot be planned.
+    """
+    zoo_run = _ZooRun("compile", argv)
+    params = zoo_run.read()
+    return plan_functions(zoo_run.functions, params)
 
 
 class ZooRunModel(PyTorchBaseModel):
@@ -118,6 +124,15 @@ class _ZooRun:
         self._command, self._argv = command, tuple(argv)
         self._name = ""
         self._locate: Locate = str
+
+    @property
+    def functions(self) -> Functions:
+        return Functions(
+            self.model,
+            lambda params: self.batches(params, "train"),
+            lambda params: self.batches(params, "eval"),
+            lambda params: self.batches(params, "predict"),
+        )
 
     @property
     def _family(self) -> Family:

@@ -178,6 +178,15 @@ def test_next_sentences_are_next_and_others_are_from_elsewhere(pairs: Any, texts
         )
 
 
+def test_the_length_does_not_tell_which_sentences_are_next(pairs: Any) -> None:
+    indices = np.arange(len(pairs))
+    found = [pairs.sequences(indices, seed) for seed in range(20)]
+    is_random = np.concatenate([f.is_random_next for f in found]) == 1
+    lengths = np.concatenate([f.lengths for f in found])
+    gap = lengths[is_random].mean() - lengths[~is_random].mean()
+    assert abs(gap) < 0.5 * lengths.std()
+
+
 def test_the_name_of_the_configurations_is_read(texts: Path) -> None:
     params = {"data_dir": str(texts), "tokenizer": "byte", "max_sequence_length": 64}
     both = [{"mask_whole_word": True}, {"whole_word_masking": True}, {}]

@@ -152,6 +152,15 @@ def test_the_graph_is_the_one_that_torch_makes(
     assert ours.signature.user_outputs == theirs.graph_signature.user_outputs
 
 
+def test_a_constant_beside_tensors_without_memory(request: pytest.FixtureRequest) -> None:
+    with torch.device("meta"):
+        model = Calls(lambda model, x: (x * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum())
+        exported = _export(model, X.to("meta"))
+    theirs = exported.run_decompositions({})
+    request.getfixturevalue("no_retrace")
+    assert _text(functional_step(exported).graph) == _text(theirs.graph)
+
+
 @pytest.mark.parametrize("name", RETRACED)
 def test_what_others_see_too_is_left_to_torch(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     exported = _export(Calls(RETRACED[name]), X)

@@ -50,7 +50,8 @@ def test_attributes_come_from_the_parameters() -> None:
     assert model.duplicate_params_map == {"0.weight": ["1.weight"]}
     assert [name for name, _ in model.trainable_named_parameters()] == ["0.weight", "0.bias"]
     assert model.supports_mode("train_and_eval")
-    assert not model.supports_mode("predict")
+    assert model.supports_mode("predict")
+    assert not model.supports_mode("train_and_predict")
 
 
 def test_training_and_evaluation_mode() -> None:

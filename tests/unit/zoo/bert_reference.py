@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,11 @@ THEIR_SIZES: dict[str, Any] = {
     "intermediate_size": 40,
     "max_position_embeddings": LENGTH,
 }
+
+
+def slow(*values: Any) -> Any:
+    """A parameter set for `make test-all` only."""
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def spread_out(model: nn.Module) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from bert_reference import slow
 from torch import nn
 
 import openwafer
@@ -70,7 +71,7 @@ def every_operation_has_a_kernel(module, batch, *, training):
 
 @pytest.mark.parametrize(
     "name",
-    [name if name == "bert" else pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES],
+    [name if name == "bert" else slow(name) for name in FAMILIES],
 )
 def test_training_runs_on_kernels_in_both_modes(name):
     _, model, batch = on_meta(name)

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 
 import openwafer.zoo as zoo
 from openwafer.errors import CheckpointError
+from openwafer.frontends.torch.capture import capture_module
 from openwafer.frontends.torch.metrics import forget_all_metrics, get_all_metrics
+from openwafer.pipeline import validate_program
 from openwafer.zoo.catalog import family_of
 from openwafer.zoo.convert import convert, from_pretrained
 from openwafer.zoo.gpt2.torch_model import GPT2, GPT2Config
@@ -207,6 +209,17 @@ def test_the_example_batch_is_like_the_datas(name: str) -> None:
         n: (t.shape, t.dtype) for n, t in real.items()
     }
     assert all(tensor.is_meta for tensor in example.values())
+
+
+@pytest.mark.parametrize("name", ["gpt2/tiny", "gptj/tiny"])
+def test_every_operation_has_a_kernel_in_both_modes(name: str) -> None:
+    with torch.device("meta"):
+        model = zoo.build(name, layers=1, attention_dropout_rate=0.1)
+    program = capture_module(model, model.example_batch(2)).program
+    for mode in ("layer_pipelined", "weight_streaming"):
+        report = validate_program(program, mode)
+        assert report.ok, str(report)
+        assert report.coverage == 1.0
 
 
 def test_metrics_are_over_the_tokens_that_count(model: ZooModel) -> None:

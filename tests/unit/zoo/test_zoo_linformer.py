@@ -7,6 +7,7 @@ import torch
 from bert_reference import (
     LENGTH,
     masked_tokens,
+    slow,
     small,
     text_batch,
     wider,
@@ -118,10 +119,10 @@ def test_roberta_begins_after_the_padding_token():
     ("name", "millions"),
     [
         ("roberta/base", 108.3),
-        ("roberta/large", 333.6),
+        slow("roberta/large", 333.6),
         ("linformer/base_shared_heads", 109.5),
-        ("linformer/base_shared_kv", 109.5),
-        ("linformer/large_shared_heads", 335.2),
+        slow("linformer/base_shared_kv", 109.5),
+        slow("linformer/large_shared_heads", 335.2),
         ("linformer/large_shared_kv", 335.2),
     ],
 )

@@ -201,7 +201,7 @@ class _Rewriting:
         if not isinstance(subject, Node):
             raise _NeedsRetraceError
         subject = self._same.get(subject, subject)
-        if target is _aten.detach_.default and subject.target is _aten.lift_fresh_copy.default:
+        if target is _aten.detach_.default and self._is_constant(subject):
             self._same[node] = subject
             self._memory.add(node, (subject,))
             return
@@ -216,6 +216,11 @@ class _Rewriting:
         self._assign(subject, self._create(functional, *self._arguments(node), node, val))
         self._same[node] = subject
         self._memory.add(node, (subject,))
+
+    def _is_constant(self, node: Node) -> bool:
+        """Whether a tensor is one that the user's code made of numbers."""
+        constants = self._signature.inputs_to_lifted_tensor_constants
+        return node.target is _aten.lift_fresh_copy.default or node.name in constants
 
     def _copy(self, subject: Node, node: Node) -> None:
         """`self.buffer = value` in the user's code."""

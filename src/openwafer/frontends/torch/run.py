@@ -23,13 +23,8 @@ from openwafer.config.params import Params, load_params, resolve
 from openwafer.config.runconfig import RunConfig
 from openwafer.errors import CheckpointError, ConfigError, OpenWaferError, PlanError
 from openwafer.frontends.torch.capture import Captured, capture_step
-from openwafer.frontends.torch.metrics import (
-    PredictionWriter,
-    compute_all_metrics,
-    forget_all_metrics,
-    get_all_metrics,
-    reset_all_metrics,
-)
+from openwafer.frontends.torch.metric_functions import metric_functions
+from openwafer.frontends.torch.metrics import forget_all_metrics
 from openwafer.frontends.torch.params_file import write_params
 from openwafer.frontends.torch.plain import PlainExecutor
 from openwafer.frontends.torch.recording import ModuleSummaries, SavedStream
@@ -49,6 +44,7 @@ from openwafer.machine.spec import load_machine
 from openwafer.optim.schedule import learning_rate_at
 from openwafer.optim.state import from_torch_state_dict, to_torch_state_dict
 from openwafer.pipeline import CompiledProgram, choose_mode, compile_program, validate_program
+from openwafer.plan.plan import Plan
 from openwafer.plan.text import plan_text
 from openwafer.plan.validation import write_validation
 from openwafer.runtime.executor import Executor
@@ -60,12 +56,12 @@ from openwafer.streaming.shard import Shard
 from openwafer.streaming.source import BatchSource
 from openwafer.streaming.worker import run_worker, worker_shard
 from openwafer.train.checkpoint import OptimizerCodec
-from openwafer.train.hooks import Hooks, MetricFunctions, StepMetrics
+from openwafer.train.hooks import Hooks
 from openwafer.train.job import Job, JobResult, run_job
 from openwafer.train.performance import PlanFigures
 from openwafer.train.progress import configure_logging
 
-__all__ = ["run", "run_functions"]
+__all__ = ["plan_functions", "run", "run_functions"]
 
 _log = logging.getLogger("openwafer")
 
@@ -246,6 +242,18 @@ class _Model:
         )
 
 
+def plan_functions(functions: Functions, params: Params) -> Plan:
+    """The plan that `--compile_only` makes, from the cache of `model_dir` where it is there.
+
+    Raises:
+        OpenWaferError: the model cannot be captured, matched or planned.
+    """
+    model = _Model(params, functions)
+    captured = model.capture(model.modes[0])
+    mode = choose_mode(params.runconfig.execution_mode, captured.program, model.device)
+    return _compile(model, captured, mode).plan
+
+
 def _compile_only(model: _Model) -> None:
     config = model.params.runconfig
     mode = model.modes[0]
@@ -339,11 +347,7 @@ def _execute_with(model: _Model, coordinator: Coordinator | None) -> JobResult:
                 plan_figures=figures,
                 device=model.device.type,
                 hooks=_hooks(model),
-                metrics=MetricFunctions(
-                    update=_update_metrics,
-                    compute=_write_predictions if config.mode == "predict" else compute_all_metrics,
-                    reset=reset_all_metrics,
-                ),
+                metrics=metric_functions(config.mode),
             )
         )
         if config.show_debug_metrics:
@@ -428,22 +432,3 @@ def _hooks(model: _Model) -> Hooks:
         folder = config.model_dir / model.modes[0]
         return SavedStream(folder, config.save_stream_size, ordinal=tasks.get_ordinal())
     return Hooks()
-
-
-def _write_predictions() -> dict[str, float]:
-    """Close every PredictionWriter of the model: their files appear."""
-    writers = [m for m in get_all_metrics().values() if isinstance(m, PredictionWriter)]
-    if not any(writer.num_updates for writer in writers):
-        _log.warning("the model called no PredictionWriter in its forward pass: nothing is written")
-        return {}
-    for writer in writers:
-        count = int(writer.compute())
-        _log.info("%d predictions in %s", count, writer.close())
-    return {}
-
-
-def _update_metrics(updates: StepMetrics) -> None:
-    metrics = get_all_metrics()
-    for name, calls in updates.items():
-        for tensors in calls:
-            metrics[name].update_from_device(tensors)

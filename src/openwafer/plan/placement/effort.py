@@ -41,7 +41,7 @@ class Effort:
         """An effort that takes about a third of `seconds` on one core of a usual machine."""
         use = seconds * _SHARE
         blocks = max(1, num_blocks)
-        groups = 128 if seconds >= 10 else 48
+        groups = 128 if seconds >= 20 else 48
         per_order = _SECONDS_PER_ORDER * min(blocks, groups) ** 3
         per_move = _SECONDS_PER_MOVE + _SECONDS_PER_MOVE_AND_BLOCK * blocks
         total = 0.7 * use / per_move

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
+import numpy as np
+
 from openwafer.plan.placement.effort import Clock, Effort
 from openwafer.plan.placement.layout import Layout
 from openwafer.plan.placement.ordering import pipeline_order
@@ -26,6 +28,9 @@ _HOT, _WARM = 0.5, 0.2
 
 _STEPS = (0.0, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.4)
 """Targets that are tried with weights, as shares above the smallest."""
+
+_FULL, _NEAR = 0.9, 1.1
+"""A floor is full above this share, and outlines are near the smallest up to this ratio."""
 
 _TARGET_SHARE, _TRADE_SHARE = 0.35, 0.35
 """Of the time that is left, for the target and for the weighing of targets, at most."""
@@ -101,7 +106,7 @@ def place(
 
 def _shortest(search: _Search, target: Target, effort: Effort) -> dict[str, Rect]:
     """Anneals many floorplans at the target a little, the better ones longer, and so on."""
-    found = [_start(search, target) for _ in range(max(1, effort.starts))]
+    found = [_start(search, target, number) for number in range(max(1, effort.starts))]
     moves, heat = effort.moves, _HOT
     rounds = _rounds(len(found))
     while True:
@@ -126,12 +131,29 @@ def _rounds(starts: int) -> int:
     return 1 if starts == 1 else 1 + _rounds(max(1, starts // 4))
 
 
-def _start(search: _Search, target: Target) -> Annealing:
-    floor, sizing = search.sizing.floor, search.sizing
+def _start(search: _Search, target: Target, number: int) -> Annealing:
+    """A floorplan drawn at random. Where the blocks leave much of the floor free, every other one
+    is on an outline as small as possible."""
+    sizing = search.sizing
     curves = sizing.curves(target.time_cycles)
     assert curves is not None
-    layout = Layout(target.tables, target.order, (floor.width, floor.height), search.random)
+    outline = (sizing.floor.width, sizing.floor.height)
+    if number % 2 == 0:
+        outline = _small_outline(search, target)
+    layout = Layout(target.tables, target.order, outline, search.random)
     return Annealing(layout, search.wiring, sizing.kind_of, curves, search.random)
+
+
+def _small_outline(search: _Search, target: Target) -> tuple[int, int]:
+    """One of those near the smallest area, or the floor if it is nearly full."""
+    floor = search.sizing.floor
+    heights = target.tables.top.heights[-1][0].astype(np.int64)
+    areas = np.where(heights <= floor.height, heights * np.arange(len(heights)), floor.area)
+    if areas[1:].min() > _FULL * floor.area:
+        return floor.width, floor.height
+    near = np.flatnonzero(areas[1:] <= areas[1:].min() * _NEAR) + 1
+    width = int(near[search.random.randrange(len(near))])
+    return width, int(heights[width])
 
 
 def _traded(search: _Search, smallest: Target, effort: Effort, weights: Weights) -> Target:
@@ -143,11 +165,13 @@ def _traded(search: _Search, smallest: Target, effort: Effort, weights: Weights)
     clock = search.clock.part(_TRADE_SHARE)
     best, least = smallest, float("inf")
     for number, target_cycles in enumerate(cycles):
+        if clock.expired():
+            break
         mine = _slice(clock, len(cycles) - number)
         target = retarget(search.sizing, smallest, target_cycles)
         length = float("inf")
         for left in range(starts, 0, -1):
-            annealing = _start(search, target)
+            annealing = _start(search, target, left - 1)
             annealing.run(effort.moves, _HOT, _slice(mine, left))
             length = min(length, annealing.best)
         total = weights.cycles * target_cycles + weights.wires * length
