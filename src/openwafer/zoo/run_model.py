@@ -189,12 +189,28 @@ class _ZooRun:
         if split != "train" and "drop_last" not in section:
             section.setdefault("pad_last_batch", True)
         dataset = build_dataset(family.task, section, split)
+        self._check_sizes(params, dataset.info, f"{split}_input")
         _log.info("%s data: %s", split, dataset.info.source)
         if split == "train":
             probe = make_dataloader(dataset, {**section, "num_workers": 0}, split)
             _log.info("%s", measure_rate(probe, max_batches=20, max_seconds=0.5))
         loader: DataLoader[Any] = make_dataloader(dataset, section, split)
         return loader if split == "train" else numbered(loader)
+
+    def _check_sizes(self, params: Mapping[str, Any], info: Any, section: str) -> None:
+        """More tokens or labels in the data than the model has rows for would end in an index
+        error, far from the cause."""
+        for key, of_info in self._family.from_data.items():
+            asked, there = params["model"].get(key), getattr(info, of_info)
+            if isinstance(asked, int) and isinstance(there, int) and there > asked:
+                raise ConfigError(
+                    f"`model.{key}` is {asked}, and the data of `{section}` have {there}",
+                    where=self._locate(("model", key)),
+                    allowed=f"{there} or more",
+                    hint=f"--set model.{key}={there}, or --data_dir with data of your own"
+                    if not params[section].get("data_dir")
+                    else f"--set model.{key}={there}",
+                )
 
     def _runs_nothing(self, params: Mapping[str, Any]) -> bool:
         runconfig = params["runconfig"]
