@@ -195,7 +195,7 @@ def page(results: list[Result], command: str, rounds: int, load: float) -> str:
             "# How long validating takes",
             "",
             f"`{command}`, {datetime.date.today()}; Linux {platform.machine()}, {os.cpu_count()} "
-            f"cores, {load:.1f} of them busy with other work before it began; "
+            f"cores, load average {load:.1f} before it began; "
             f"Python {platform.python_version()}, torch {torch.__version__}. Median of {rounds} "
             "rounds, a fresh process each. Models are on the meta device: nothing is allocated.",
             "",

@@ -78,7 +78,9 @@ def mask_batch(
     score = np.where(candidates, keyed_uniforms(seed, items, length, draw=_DRAW_POSITIONS), _NEVER)
     chosen = _first(score, wanted)
     if rule.word_starts is not None:
-        words = _whole_words(score, rule.word_starts(ids) | ~candidates, wanted, rule)
+        starts = rule.word_starts(ids) | ~candidates
+        starts[:, 1:] |= ~candidates[:, :-1]  # no word goes on behind a special token
+        words = _whole_words(score, starts, wanted, rule)
         found_one = words.any(axis=1, keepdims=True)
         chosen = np.where(found_one, words, chosen)
     positions, mask = _gathered(chosen, rule.max_predictions)

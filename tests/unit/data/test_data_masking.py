@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from openwafer.data import build_dataset
@@ -36,6 +36,7 @@ TOKENIZER = WordTokenizer(VOCAB)
     whole_word=st.booleans(),
     seed=st.integers(0, 5),
 )
+@example(rows=[[5, 25, 2, 25]], probability=0.0, most=1, whole_word=True, seed=0)
 def test_masks_are_what_they_promise(
     rows: list[list[int]], probability: float, most: int, whole_word: bool, seed: int
 ) -> None:
