@@ -35,10 +35,10 @@ test: $(STAMP) ## the tests (under five minutes on two cores)
 	$(PYTEST)
 
 test-all: $(STAMP) ## the tests, slow ones too
-	$(PYTEST) -m "slow or not slow"
+	$(PYTEST) -m "not cluster"
 
 test-zoo: $(STAMP) ## every tiny model of the zoo, 50 steps in every mode
-	$(PYTEST) tests/zoo -m zoo
+	$(PYTEST) --dist load tests/zoo -m slow
 
 test-cluster: $(STAMP) ## jobs on a real SLURM (installed where root on Debian; else skipped)
 	bash tests/cluster/install.sh
