@@ -29,7 +29,7 @@ class Cluster:
         }
 
     def run(
-        self, *command: str, cwd: Path, timeout: float = 280, **variables: str
+        self, *command: str, cwd: Path, timeout: float = 600, **variables: str
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             command, cwd=cwd, env=self.environment | variables,
@@ -47,7 +47,7 @@ class Cluster:
         pairs = (word.split("=", 1) for word in done.stdout.split() if "=" in word)
         return {pair[0]: pair[1] for pair in pairs}
 
-    def wait(self, job_id: str, seconds: float = 280) -> dict[str, str]:
+    def wait(self, job_id: str, seconds: float = 600) -> dict[str, str]:
         """The job's state once it is over."""
         deadline = time.monotonic() + seconds
         while (state := self.state(job_id))["JobState"] in ("PENDING", "RUNNING", "COMPLETING"):
@@ -56,7 +56,7 @@ class Cluster:
         return state
 
 
-def until(condition: Callable[[], bool], seconds: float = 200) -> None:
+def until(condition: Callable[[], bool], seconds: float = 600) -> None:
     """Wait for it."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -17,7 +17,7 @@ from slurm_client import Cluster
 
 REPOSITORY = Path(__file__).parents[2]
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 def make_image(image: Path, see: list[Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ srun --kill-on-bad-exit python run.py --mode eval \
 --params configs/params.yaml --model_dir model --cs_ip ${CS_IP_ADDR}
 """
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
@@ -149,6 +150,9 @@ def test_the_warning_before_the_time_limit_saves_and_the_job_goes_on(
     cluster.run("scancel", "--signal=TERM", job_id, cwd=folder)
     until(lambda: "Training stopped by SIGTERM" in log.read_text())
     until(lambda: cluster.state(job_id).get("Restarts") == "1")
+    # SLURM itself waits two minutes; started within a second or so, the new start would be taken
+    # for the old one ("job credential revoked").
+    time.sleep(6)
     cluster.run("scontrol", "update", f"JobId={job_id}", "StartTime=now", cwd=folder)
     state = cluster.wait(job_id)
     assert state["JobState"] == "COMPLETED", log.read_text()
