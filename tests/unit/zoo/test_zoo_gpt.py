@@ -211,6 +211,7 @@ def test_the_example_batch_is_like_the_datas(name: str) -> None:
     assert all(tensor.is_meta for tensor in example.values())
 
 
+@pytest.mark.slow  # every tiny model is trained in both modes by tests/zoo
 @pytest.mark.parametrize("name", ["gpt2/tiny", "gptj/tiny"])
 def test_every_operation_has_a_kernel_in_both_modes(name: str) -> None:
     with torch.device("meta"):
