@@ -141,7 +141,7 @@ def test_the_warning_before_the_time_limit_saves_and_the_job_goes_on(
     done = cluster.run(
         "openwafer", "submit", "--tasks", "3", "--time", "1:00:00", "--requeue", "--no_follow",
         "--", "python", "run.py", "--mode", "train", "--params", "configs/params.yaml",
-        "--model_dir", "long", "--max_steps", "3000", cwd=folder,
+        "--model_dir", "long", "--max_steps", "5000", cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     job_id = done.stdout.split(":")[0].split()[-1]
@@ -152,9 +152,9 @@ def test_the_warning_before_the_time_limit_saves_and_the_job_goes_on(
     until(lambda: cluster.state(job_id).get("Restarts") == "1")
     # SLURM itself waits two minutes; started within a second or so, the new start would be taken
     # for the old one ("job credential revoked").
-    time.sleep(6)
+    time.sleep(15)
     cluster.run("scontrol", "update", f"JobId={job_id}", "StartTime=now", cwd=folder)
     state = cluster.wait(job_id)
     assert state["JobState"] == "COMPLETED", log.read_text()
     assert "Going on from" in log.read_text()
-    assert (folder / "long/checkpoint_3000.mdl").exists()
+    assert (folder / "long/checkpoint_5000.mdl").exists()
