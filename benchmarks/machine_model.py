@@ -32,8 +32,7 @@ _LIMIT = 0.35
 
 @dataclass(frozen=True)
 class Result:
-    """One compared number. `row`: its identifier in the open set, `older` where a later release
-    was faster with the same setting. All are counted; the summary is given without those too."""
+    """One compared number. `row`: its identifier in the open set, if it is there."""
 
     group: str
     row: str
@@ -47,19 +46,15 @@ class Result:
     def error(self) -> float:
         return self.predicted / self.published - 1
 
-    @property
-    def is_older(self) -> bool:
-        return self.row == "older"
-
 
 def results(*, quick: bool = False, only: str = "") -> Iterator[Result]:
     """Every usable row, one after the other. `quick` leaves out the deep networks."""
     for row in PLAN_ROWS:
         if only.lower() in row.name.lower() and not (quick and row.slow):
             yield from _plan_results(row)
-    for name, build, settings in STREAMING_ROWS:
+    for name, build, machine, settings in STREAMING_ROWS:
         if only.lower() in name.lower():
-            yield from _streaming_results(name, build, settings)
+            yield from _streaming_results(name, build, machine, settings)
     for kernel in KERNEL_ROWS:
         if only.lower() in kernel.what.lower():
             yield Result(
@@ -108,13 +103,13 @@ def _plan(row: PlanRow) -> Any:
     )
 
 
-def _streaming_results(name: str, build: Any, settings: Any) -> Iterator[Result]:
+def _streaming_results(name: str, build: Any, machine: str, settings: Any) -> Iterator[Result]:
     from openwafer.plan.fabric.streaming import plan_streaming
 
     captured = _captured(build(4), "weight_streaming")
     for identifier, what, batch, systems, published, source in settings:
         _, predicted = plan_streaming(
-            *captured, _machine("wse2"), optimizer=_optimizer(), num_systems=systems,
+            *captured, _machine(machine), optimizer=_optimizer(), num_systems=systems,
             batch_size=batch,
         )  # fmt: skip
         yield Result(
@@ -167,13 +162,8 @@ def _summary(done: Sequence[Result]) -> Iterator[str]:
         "describes them, not how well it foretells others."
     )
     yield ""
-    groups = [*dict.fromkeys(r.group for r in done), "all", "all but older releases"]
-    for group in groups:
-        errors = [
-            abs(r.error)
-            for r in done
-            if group in (r.group, "all") or (group.startswith("all but") and not r.is_older)
-        ]
+    for group in [*dict.fromkeys(r.group for r in done), "all"]:
+        errors = [abs(r.error) for r in done if group in (r.group, "all")]
         if errors:
             far = sum(error > _LIMIT for error in errors)
             yield (
@@ -183,9 +173,9 @@ def _summary(done: Sequence[Result]) -> Iterator[str]:
 
 
 def _fitted() -> Iterator[str]:
-    machine = _machine("wse2")
-    yield "Fitted constants (all else is from specification):"
+    yield "Fitted constants (all else is from specification); the last is a choice between two:"
     yield ""
+    machine = _machine("wse2_r1")
     for name, source in machine.fitted:
         value: Any = getattr(machine, name)
         shown = (

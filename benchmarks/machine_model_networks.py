@@ -18,7 +18,6 @@ __all__ = [
     "Classifier",
     "DecoderLm",
     "EncoderDecoder",
-    "EncoderLm",
     "Mlp",
     "Network",
     "Unet",
@@ -136,39 +135,6 @@ class DecoderLm(nn.Module):
         for block in self.h:
             x = block(x, causal=True)
         return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1), labels.flatten())
-
-
-class EncoderLm(nn.Module):
-    """BERT with its masked-token head on `predictions` places of each sample."""
-
-    def __init__(
-        self, layers: int, width: int, heads: int, *, vocab: int = 30522, positions: int = 512
-    ) -> None:
-        super().__init__()
-        self.tokens = nn.Embedding(vocab, width)
-        self.positions = nn.Embedding(positions, width)
-        self.segments = nn.Embedding(2, width)
-        self.norm = nn.LayerNorm(width)
-        self.h = nn.ModuleList(Block(width, heads, 4 * width) for _ in range(layers))
-        self.dense = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width)
-        self.head = nn.Linear(width, vocab, bias=False)
-        self.head.weight = self.tokens.weight
-
-    def forward(
-        self,
-        ids: torch.Tensor,
-        segments: torch.Tensor,
-        places: torch.Tensor,
-        labels: torch.Tensor,
-    ) -> torch.Tensor:
-        x = self.tokens(ids) + self.positions.weight[: ids.shape[1]] + self.segments(segments)
-        x = self.norm(x)
-        for block in self.h:
-            x = block(x)
-        picked = x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
-        hidden = self.norm2(F.gelu(self.dense(picked)))
-        return F.cross_entropy(self.head(hidden).flatten(0, 1), labels.flatten())
 
 
 class Classifier(nn.Module):
@@ -293,14 +259,12 @@ def decoder_batch(samples: int, length: int) -> Any:
     return {"ids": _integers(samples, length), "labels": _integers(samples, length)}
 
 
-def encoder_batch(samples: int, length: int, predictions: int = 0) -> Any:
-    """Of `EncoderLm` with predictions, else of `Classifier`."""
-    batch = {"ids": _integers(samples, length), "segments": _integers(samples, length)}
-    if not predictions:
-        return batch | {"labels": _integers(samples)}
-    return batch | {
-        "places": _integers(samples, predictions),
-        "labels": _integers(samples, predictions),
+def encoder_batch(samples: int, length: int) -> Any:
+    """Of `Classifier`."""
+    return {
+        "ids": _integers(samples, length),
+        "segments": _integers(samples, length),
+        "labels": _integers(samples),
     }
 
 

@@ -20,7 +20,6 @@ from benchmarks.machine_model_networks import (
     Classifier,
     DecoderLm,
     EncoderDecoder,
-    EncoderLm,
     Mlp,
     Network,
     Unet,
@@ -38,6 +37,7 @@ from benchmarks.machine_model_primitives import (
     prefill_tokens_per_second,
     stencil_seconds,
 )
+from openwafer import zoo
 from openwafer.machine.spec import Machine
 from openwafer.plan.plan import Plan
 
@@ -180,7 +180,10 @@ def _bert(layers: int, width: int, heads: int, samples: int) -> Network:
 
 
 def _pretraining(samples: int) -> Network:
-    return _meta(EncoderLm, 24, 1024, 16), encoder_batch(samples, 128, 20)
+    """The zoo's own: with next sentence, pooler and all dropouts."""
+    with torch.device("meta"):
+        model = zoo.build("bert/large_msl128").to(torch.bfloat16)
+        return model, model.example_batch(samples)
 
 
 def _mnist(samples: int) -> Network:
@@ -256,45 +259,48 @@ PLAN_ROWS: tuple[PlanRow, ...] = (
 
 _USC = "arXiv 2409.00287"
 STREAMING_ROWS: tuple[
-    tuple[str, Callable[[int], Network], tuple[tuple[str, str, int, int, float, str], ...]], ...
+    tuple[str, Callable[[int], Network], str, tuple[tuple[str, str, int, int, float, str], ...]],
+    ...,
 ] = (
-    ("BERT-base MSL 128", partial(_bert, 12, 768, 12), (
+    ("BERT-base MSL 128", partial(_bert, 12, 768, 12), "wse2", (
         ("", "batch 128", 128, 1, 2267.7, _USC),
         ("O06", "batch 512", 512, 1, 7804.2, _USC),
         ("", "batch 1024", 1024, 1, 12335.2, _USC),
     )),
-    ("BERT-large MSL 128", partial(_bert, 24, 1024, 16), (
+    ("BERT-large MSL 128", partial(_bert, 24, 1024, 16), "wse2", (
         ("", "batch 128", 128, 1, 1040.5, _USC),
         ("O07", "batch 512", 512, 1, 3263.1, _USC),
         ("", "batch 1024", 1024, 1, 5311.5, _USC),
         ("", "batch 512, 6 lanes", 512, 1, 2937.77, "GH#25320092558"),
         ("", "batch 1024, R2.0.3", 1024, 1, 4047.95, "ALCF 2ab3325d"),
     )),
-    ("GPT-3 256M MSL 2048", partial(_gpt, 14, 1088, 17, 2048), (
+    ("GPT-3 256M MSL 2048", partial(_gpt, 14, 1088, 17, 2048), "wse2", (
         ("O08", "batch 128", 128, 1, 373.4, _USC), ("O08", "batch 256", 256, 1, 373.4, _USC),
     )),
-    ("GPT-3 590M MSL 2048", partial(_gpt, 18, 1536, 12, 2048), (
+    ("GPT-3 590M MSL 2048", partial(_gpt, 18, 1536, 12, 2048), "wse2", (
         ("", "batch 128", 128, 1, 199.4, _USC), ("", "batch 256", 256, 1, 202.1, _USC),
     )),
-    ("GPT-3 2.7B MSL 2048", partial(_gpt, 32, 2560, 32, 2048), (
+    ("GPT-3 2.7B MSL 2048", partial(_gpt, 32, 2560, 32, 2048), "wse2", (
         ("", "batch 128", 128, 1, 46.6, _USC), ("O09", "batch 256", 256, 1, 46.8, _USC),
     )),
-    ("GPT-3 13B MSL 2048", partial(_gpt, 40, 5120, 40, 2048), (
+    ("GPT-3 13B MSL 2048", partial(_gpt, 40, 5120, 40, 2048), "wse2", (
         ("", "batch 128", 128, 1, 11.86, _USC), ("O10", "batch 256", 256, 1, 11.87, _USC),
     )),
-    ("GPT-J 6B MSL 2048", _gptj, (
+    ("GPT-J 6B MSL 2048", _gptj, "wse2", (
         ("O11", "batch 120, 2 systems, R2.0.3", 120, 2, 43.67, "ALCF a8a674de"),
         ("", "batch 64, 2 systems, R2.3.0", 64, 2, 46.24, "DABench-LLM new_llm"),
-        ("", "batch 66, R1.9.2", 66, 1, 19.80, "GH#116135000"),
-        ("older", "batch 130, 2 systems, R1.8.0", 130, 2, 34.0, "ALCF ba547969"),
-        ("older", "batch 130, 2 systems, R1.7.1", 130, 2, 27.53, "ALCF fc13f4ce"),
     )),
-    ("GPT-2 small MSL 2048", partial(_gpt, 12, 768, 12, 2048), (
+    ("GPT-J 6B MSL 2048", _gptj, "wse2_r1", (
+        ("", "batch 66, R1.9.2", 66, 1, 19.80, "GH#116135000"),
+        ("", "batch 130, 2 systems, R1.8.0", 130, 2, 34.0, "ALCF ba547969"),
+        ("", "batch 130, 2 systems, R1.7.1", 130, 2, 27.53, "ALCF fc13f4ce"),
+    )),
+    ("GPT-2 small MSL 2048", partial(_gpt, 12, 768, 12, 2048), "wse2", (
         ("O12", "batch 112 bf16, R2.3.0", 112, 1, 516.44, "DABench-LLM gpt2_train_bf16.log"),
         ("", "batch 112 fp16, R2.3.0", 112, 1, 518.92, "DABench-LLM gpt2_train_f16.log"),
         ("", "batch 112, earlier R2.x", 112, 1, 494.5, "GH#211705211"),
     )),
-    ("fc_mnist", _small_mnist, (
+    ("fc_mnist", _small_mnist, "wse2", (
         ("", "batch 64, median of six runs (266 to 3,956)", 64, 1, 3838.0,
          "DABench-LLM mytest*.log, res_withmixed.csv"),
     )),

@@ -69,6 +69,8 @@ class Machine:
     waiting_per_step: samples that enter while one passes an operation that needs all of it.
     weight_bytes_per_second: weights and gradients between their store and the wafer, per direction.
     layer_switch_seconds, step_seconds: weight streaming: per layer and pass, and once per step.
+    streams_overlap: weight streaming: 1 where a layer's weights and gradients move while layers
+        are at work, 0 where one waits for the other; a number between for a part of them.
     """
 
     name: str
@@ -103,6 +105,7 @@ class Machine:
     weight_bytes_per_second: int
     layer_switch_seconds: float
     step_seconds: float
+    streams_overlap: float
     sources: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
@@ -115,6 +118,11 @@ class Machine:
             raise ConfigError(
                 f"machine `{self.name}`: no color is left for routes",
                 allowed="reserved_colors below num_colors",
+            )
+        if self.streams_overlap > 1:
+            raise ConfigError(
+                f"machine `{self.name}`: streams_overlap is {self.streams_overlap:g}",
+                allowed="0 to 1",
             )
         for name in ("planning_macs_per_cycle", "activation_macs_per_cycle"):
             for width in ("float32", "float16"):
@@ -165,7 +173,7 @@ _FRACTIONS = tuple(f.name for f in fields(Machine) if f.type in (float, "float")
 _MAY_BE_ZERO = (
     "sram_reserved_bytes_per_pe", "hop_latency_cycles", "ramp_latency_cycles", "reserved_colors",
     "vector_setup_cycles", "transport_columns", "waiting_per_step", "layer_switch_seconds",
-    "step_seconds",
+    "step_seconds", "streams_overlap",
 )  # fmt: skip
 _FIELDS = tuple(f.name for f in fields(Machine) if f.name != "sources")
 

@@ -58,6 +58,7 @@ def test_a_file_that_extends_and_a_fabric_config_override(tmp_path: Path) -> Non
     [
         ("extends: wse2\nclok_hz: 5\n", "did you mean `clock_hz`"),
         ("extends: wse2\nclock_hz: fast\n", "not a number"),
+        ("extends: wse2\nstreams_overlap: 1.5\n", "streams_overlap is 1.5"),
         ("extends: wse2\nclock_hz: 0\n", "out of range"),
         ("extends: wse2\nclock_hz: .inf\n", "out of range"),
         ("extends: wse2\nfabric_rows: 2.5\n", "out of range"),

@@ -103,6 +103,16 @@ def test_passes_follow_the_formula() -> None:
     assert predicted.batch_seconds == pytest.approx(now)
 
 
+def test_streams_that_do_not_overlap_add_up() -> None:
+    program = mlp()
+    machine = replace(PLAIN, weight_bytes_per_second=2000, streams_overlap=0.0)
+    _, predicted = run(program, machine)
+    for one in predicted.timeline:
+        assert one.seconds == pytest.approx(
+            one.compute_seconds + one.weight_seconds + one.gradient_seconds
+        )
+
+
 def test_recomputation_and_microbatches_come_when_memory_ends() -> None:
     program = mlp(depth=6)
     # Kept for the backward pass: input and output of relu and the product's input of each layer.

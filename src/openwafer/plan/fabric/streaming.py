@@ -6,6 +6,7 @@ PEs, by kernel the most that can be of use):
 
     forward:   max(w, c_forward)
     backward:  max(w, g, c_backward [+ c_forward where it is done again])
+    (where a machine's streams do not overlap: the sums of these instead of the largest)
     each pass: + layer_switch_seconds
     step:      step_seconds + the sum of all passes
 
@@ -226,7 +227,7 @@ class _Step:
 
         def add(layer: _LayerWork, phase: str, work: float, gradient: float) -> None:
             nonlocal now
-            seconds = parts * (max(work, layer.weight_seconds, gradient) + switch)
+            seconds = parts * (self._together(work, layer.weight_seconds, gradient) + switch)
             passes.append(
                 LayerTime(
                     layer=layer.name,
@@ -249,6 +250,11 @@ class _Step:
                     work += self._seconds(layer, samples, backward=False)
                 add(layer, "backward", work, layer.gradient_seconds)
         return passes
+
+    def _together(self, *seconds: float) -> float:
+        """Of what goes on in one pass over a layer, as far as the machine does it side by side."""
+        overlap = self.machine.streams_overlap
+        return overlap * max(seconds) + (1 - overlap) * sum(seconds)
 
     def _seconds(self, layer: _LayerWork, samples: float, *, backward: bool) -> float:
         cycles = 0.0
