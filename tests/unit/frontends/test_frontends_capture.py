@@ -23,6 +23,7 @@ from openwafer.frontends.torch.capture import (
     flatten_batch,
 )
 from openwafer.graph.program import Program, site_of
+from openwafer.graph.text import program_text
 
 USER_CODE = """
 import torch
@@ -517,3 +518,41 @@ def test_the_graph_under_autocast_has_its_casts() -> None:
     assert not torch.is_autocast_enabled("cpu")
     casts = [n for n in narrow.operations if "_to_copy" in str(n.target)]
     assert {site_of(n).module for n in casts} == {"a"}
+
+
+class _Language(nn.Module):
+    """A tied head, a buffer, a constant in an attribute and one made in forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(30, 8)
+        self.norm = nn.LayerNorm(8)
+        self.head = nn.Linear(8, 30, bias=False)
+        self.head.weight = self.embedding.weight
+        self.register_buffer("scale", torch.ones(8))
+        self.offset = torch.ones(8)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        x = self.norm(self.embedding(ids) * self.scale + self.offset)
+        x = x + torch.arange(ids.shape[1]).to(x.dtype)[:, None]
+        return F.cross_entropy(self.head(x).flatten(0, 1), ids.flatten())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_autocast_on_the_meta_device_gives_the_casts_of_the_cpu(training: bool) -> None:
+    model = _Language()
+    with torch.device("meta"):
+        outline = _Language()
+    weights = dict(outline.named_parameters())
+    ids = torch.zeros(2, 5, dtype=torch.int64)
+    texts = [
+        program_text(
+            capture_module(m, ids, training=training, autocast_dtype=torch.bfloat16).program
+        )
+        for m in (model, outline)
+    ]
+    assert "bfloat16" in texts[0]
+    assert texts[0] == texts[1]
+    assert all(weight is weights[name] for name, weight in outline.named_parameters())
+    assert outline.offset.is_meta
+    assert outline.scale.is_meta

@@ -39,6 +39,7 @@ from openwafer.frontends.torch.blame import (
 )
 from openwafer.frontends.torch.functional import FunctionalStep, functional_step
 from openwafer.frontends.torch.module_state import nothing_left_behind, refuse_unusual
+from openwafer.frontends.torch.stand_ins import on_a_fake_cpu
 from openwafer.frontends.torch.traced_python import tracing_rules
 
 __all__ = ["Step", "export_step"]
@@ -76,6 +77,9 @@ def export_step(
         CaptureError: the user's code cannot be traced, or not faithfully.
     """
     on_meta = any(weight.is_meta for weight in step.parameters())
+    if on_meta and autocast_dtype is not None:
+        with on_a_fake_cpu(step, batch) as stand_ins:
+            return export_step(step, stand_ins, training=training, autocast_dtype=autocast_dtype)
     if on_meta:
         batch = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), batch)
     refusing = _refuse_custom_backward() if training else nullcontext()
@@ -147,7 +151,7 @@ def _quiet() -> Generator[None]:
 def _autocast(step: nn.Module, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
     if dtype is None:
         return nullcontext()
-    types = {weight.device.type for weight in step.parameters()} - {"meta"}
+    types = {weight.device.type for weight in step.parameters()}
     return torch.autocast(next(iter(types), "cpu"), dtype)
 
 
