@@ -5,8 +5,9 @@ The public surface. Names are loaded when they are first used, so that `import o
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from openwafer.lazy import lazy_names
 
 if TYPE_CHECKING:
     from openwafer.errors import OpenWaferError
@@ -40,20 +41,7 @@ _HOMES = {
     "validate": "openwafer.frontends.torch.api",
 }
 
-
 _ROOMS = ("data", "layers", "zoo")
 """Modules that can be used without importing them by name: `openwafer.zoo.build(…)`."""
 
-
-def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return import_module(f"openwafer.{name}")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'openwafer' has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, _ROOMS)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from openwafer.errors import LaunchError, OpenWaferError
+from openwafer.zoo.commands import COMMANDS
 
 __all__ = ["main"]
 
@@ -19,8 +20,6 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand; gives the exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
-    if given and given[0] in _RUNS:
-        return _run_model(given[0], given[1:])
     try:
         return _dispatch(given)
     except OpenWaferError as error:
@@ -29,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(given: list[str]) -> int:
-    if given[:1] == ["sweep"]:
-        return _sweep(given[1:])
+    if given and given[0] in _OWN_ARGUMENTS:
+        return _OWN_ARGUMENTS[given[0]](given[0], given[1:])
     parser = _parser()
     arguments = parser.parse_args(given)
     if arguments.command is None:
@@ -49,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     zoo.add_argument("family", nargs="?", help="models of this family alone, e.g. gpt2")
     zoo.add_argument("--json", action="store_true", help="for machines")
     zoo.set_defaults(run=_zoo)
-    for name, text in _RUNS.items():
+    for name, text in COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)
     commands.add_parser("sweep", help="predict a model's throughput for several settings")
     _add_prepare(commands)
@@ -85,17 +84,6 @@ def _parser() -> argparse.ArgumentParser:
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=_version)
     return parser
-
-
-_RUNS = {
-    "train": "train a model of the zoo",
-    "eval": "evaluate a model of the zoo",
-    "train_and_eval": "train a model of the zoo, and evaluate after each epoch",
-    "predict": "write the predictions of a model of the zoo",
-    "validate": "say on which kernels a model of the zoo runs",
-    "compile": "plan a model of the zoo for a machine",
-}
-"""Subcommands with the flags of every run; `openwafer train --help` lists them."""
 
 
 def _add_prepare(commands: Any) -> None:
@@ -155,7 +143,7 @@ def _add_submit(commands: Any) -> None:
     submit.set_defaults(run=run_submit)
 
 
-def _sweep(argv: Sequence[str]) -> int:
+def _sweep(_: str, argv: Sequence[str]) -> int:
     from openwafer.zoo.what_if import run_sweep
 
     return run_sweep(argv)
@@ -166,6 +154,13 @@ def _run_model(command: str, argv: Sequence[str]) -> int:
 
     run_model(command, argv)
     return 0
+
+
+_OWN_ARGUMENTS: Mapping[str, Callable[[str, Sequence[str]], int]] = {
+    "sweep": _sweep,
+    **dict.fromkeys(COMMANDS, _run_model),
+}
+"""Subcommands that read what follows them themselves, given their name and that."""
 
 
 def _zoo(arguments: argparse.Namespace) -> int:

@@ -137,10 +137,35 @@ def test_compile_dir_and_nothing_else_is_written(
 
 
 def test_a_machine_and_a_mode_that_do_not_exist() -> None:
-    for arguments in ({"machine": "wse3"}, {"execution_mode": "pipelined"}, {"batch_size": 0}):
+    for arguments in (
+        {"machine": "wse3"},
+        {"execution_mode": "pipelined"},
+        {"batch_size": 0},
+        {"compute_dtype": torch.float64},
+    ):
         with pytest.raises(openwafer.OpenWaferError) as caught:
             openwafer.compile(Classifier(), dict_batch(), **arguments)
         assert "allowed" in str(caught.value)
+
+
+def test_mixed_precision_is_planned_for_as_given_or_as_the_model_says() -> None:
+    wide = openwafer.compile(Classifier(), dict_batch(), execution_mode="layer_pipelined")
+    narrow = openwafer.compile(
+        Classifier(), dict_batch(), execution_mode="layer_pipelined", compute_dtype=torch.bfloat16
+    )
+    assert narrow.hash != wide.hash
+    model = Classifier()
+    model.compute_dtype = torch.bfloat16
+    said = openwafer.compile(model, dict_batch(), execution_mode="layer_pipelined")
+    assert said.hash == narrow.hash
+    off = openwafer.compile(
+        model, dict_batch(), execution_mode="layer_pipelined", compute_dtype=None
+    )
+    assert off.hash == wide.hash
+    with torch.device("meta"):
+        outline = openwafer.zoo.build("gpt2/small")
+    assert outline.compute_dtype is torch.bfloat16
+    assert openwafer.zoo.build("gpt2/tiny").compute_dtype is None
 
 
 class Unsupported(Classifier):

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -13,27 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from documented import ROOT, blocks, shell
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
-
-
-def shell(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    return subprocess.run(
-        ["bash", "-c", command],
-        cwd=folder,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=200,
-        check=False,
-    )
+README = "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +27,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_the_commands_by_hand(checkout: Path) -> None:
-    lines = blocks("sh")[1].strip().splitlines()
+    lines = blocks(README, "sh")[1].strip().splitlines()
     assert lines[0].startswith("cd ")
     folder = checkout / lines[0].removeprefix("cd ")
     outputs = {}
@@ -64,7 +45,7 @@ def test_the_commands_by_hand(checkout: Path) -> None:
 @pytest.mark.slow
 def test_the_commands_of_the_zoo(tmp_path: Path) -> None:
     outputs: list[str] = []
-    for line in blocks("sh")[2].strip().splitlines():
+    for line in blocks(README, "sh")[2].strip().splitlines():
         done = shell(line, tmp_path)
         assert done.returncode == 0, f"{line}\n{done.stdout}"
         outputs.append(done.stdout)
@@ -75,7 +56,7 @@ def test_the_commands_of_the_zoo(tmp_path: Path) -> None:
 
 
 def test_the_python_example(tmp_path: Path) -> None:
-    (block,) = blocks("python")
+    (block,) = blocks(README, "python")
     done = subprocess.run(
         [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=120
     )
@@ -85,7 +66,7 @@ def test_the_python_example(tmp_path: Path) -> None:
 
 
 def test_make_knows_the_targets() -> None:
-    for target in re.findall(r"^make ([a-z-]+)", blocks("sh")[0], flags=re.MULTILINE):
+    for target in re.findall(r"^make ([a-z-]+)", blocks(README, "sh")[0], flags=re.MULTILINE):
         done = shell(f"make -n {target}", ROOT)
         assert done.returncode == 0, done.stdout
 

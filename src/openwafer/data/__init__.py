@@ -7,8 +7,9 @@ are imported when they are first asked for.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from openwafer.lazy import lazy_names
 
 if TYPE_CHECKING:
     from openwafer.data.dataloader import make_dataloader
@@ -37,26 +38,22 @@ __all__ = [
     "measure_rate",
 ]
 
-_HOME = {
-    "TASKS": "registry",
-    "Batch": "dataset",
-    "ByteTokenizer": "tokenizers",
-    "DataInfo": "dataset",
-    "InputRate": "rate",
-    "KeyedDataset": "dataset",
-    "PrepareResult": "prepare",
-    "Split": "params",
-    "Tokenizer": "tokenizers",
-    "build_dataset": "registry",
-    "input_dataloader": "registry",
-    "input_keys": "registry",
-    "load_tokenizer": "tokenizers",
-    "make_dataloader": "dataloader",
-    "measure_rate": "rate",
+_HOMES = {
+    "TASKS": ".registry",
+    "Batch": ".dataset",
+    "ByteTokenizer": ".tokenizers",
+    "DataInfo": ".dataset",
+    "InputRate": ".rate",
+    "KeyedDataset": ".dataset",
+    "PrepareResult": ".prepare",
+    "Split": ".params",
+    "Tokenizer": ".tokenizers",
+    "build_dataset": ".registry",
+    "input_dataloader": ".registry",
+    "input_keys": ".registry",
+    "load_tokenizer": ".tokenizers",
+    "make_dataloader": ".dataloader",
+    "measure_rate": ".rate",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__} has no attribute {name}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -101,6 +101,8 @@ class TokensCsv(MaskedDataset):
                     f"{len(tokens)} tokens",
                     where=self._rows.where(index),
                     allowed=f"at most max_sequence_length, {length}",
+                    hint="a larger max_sequence_length, or `openwafer prepare text "
+                    f"--max_sequence_length {length}`",
                 )
             tokens = tokens[:length]
             ids[row, : len(tokens)] = self._tokenizer.numbers(tokens)

@@ -22,6 +22,7 @@ from openwafer.data.generated import tagged_sentences
 from openwafer.data.params import InputParams
 from openwafer.data.ragged import Ragged
 from openwafer.data.sequences import ENCODER_KEYS, EncoderRows, task_tokenizer
+from openwafer.data.split_files import Examples, SplitFiles, read_examples
 from openwafer.data.tokenizers import Ids, Tokenizer, WordTokenizer, read_vocab
 from openwafer.errors import ConfigError, DataError, nearest
 
@@ -33,12 +34,14 @@ KEYS: dict[str, Any] = {
     "include_padding_in_loss": False,
 }
 
-_STEMS = {
-    "train": ("train",),
-    "eval": ("dev", "valid", "eval", "testa", "devel"),
-    "predict": ("test", "testb", "predict"),
-}
-_ENDINGS = (".txt", ".conll", ".tsv", ".bio", ".iob2")
+_FILES = SplitFiles(
+    stems={
+        "train": ("train",),
+        "eval": ("dev", "valid", "eval", "testa", "devel"),
+        "predict": ("test", "testb", "predict"),
+    },
+    endings=(".txt", ".conll", ".tsv", ".bio", ".iob2"),
+)
 _EMBEDDED = {"train": 4000, "eval": 500, "predict": 500}
 
 Sentence = tuple[list[str], list[str]]
@@ -80,26 +83,28 @@ def build(params: InputParams) -> KeyedDataset:
     if holds_csv(paths):
         return _documented(params, paths)
     if paths:
-        sentences = _sentences(paths, params.split)
-        training = sentences if params.split == "train" else _sentences(paths, "train")
-        origin = ", ".join(map(str, paths))
-        key: object = [(str(p), p.stat().st_mtime_ns) for p in _split_files(paths, "train")]
+        read = read_examples(paths, params.split, _FILES, read_conll)
     else:
         if params.get("embedded") not in (None, "names"):
             raise params.wrong("embedded", "names")
-        sentences = tagged_sentences(params.split, _EMBEDDED[params.split])
-        training = tagged_sentences("train", _EMBEDDED["train"])
-        origin, key = "generated sentences with names", ("names", 1)
-    names = _label_names(params, training)
-    tokenizer = task_tokenizer(params, lambda: (" ".join(words) for words, _ in training), key)
+        read = Examples(
+            examples=tagged_sentences(params.split, _EMBEDDED[params.split]),
+            training=tagged_sentences("train", _EMBEDDED["train"]),
+            origin="generated sentences with names",
+            key=("names", 2),
+        )
+    names = _label_names(params, read.training)
+    tokenizer = task_tokenizer(
+        params, lambda: (" ".join(words) for words, _ in read.training), read.key
+    )
     length = params.integer("max_sequence_length", minimum=8)
     number = {name: index for index, name in enumerate(names)}
-    pieces = list(_tokenized(sentences, tokenizer, length, number))
+    pieces = list(_tokenized(read.examples, tokenizer, length, number))
     shares = Counter(
         label for _, labels, counts in pieces for label in labels[counts == 1].tolist()
     )
     info = DataInfo(
-        source=f"{len(sentences):,} sentences of {origin}",
+        source=f"{len(read.examples):,} sentences of {read.origin}",
         vocab_size=tokenizer.vocab_size,
         max_sequence_length=length,
         num_classes=len(names),
@@ -179,28 +184,6 @@ def _label_names(params: InputParams, training: Sequence[Sentence]) -> list[str]
         ) from error
     by_number = {number: name for name, number in numbers.items()}
     return [by_number.get(index, f"_{index}") for index in range(max(by_number) + 1)]
-
-
-def _split_files(paths: Sequence[Path], split: str) -> list[Path]:
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            named = [path / f"{stem}{end}" for stem in _STEMS[split] for end in _ENDINGS]
-            found += [candidate for candidate in named if candidate.is_file()]
-        else:
-            found.append(path)
-    if not found:
-        stems, endings = " or ".join(_STEMS[split]), " or ".join(_ENDINGS)
-        raise DataError(
-            f"there is no file of the {split} split",
-            where=", ".join(map(str, paths)),
-            allowed=f"{stems} with {endings}",
-        )
-    return found
-
-
-def _sentences(paths: Sequence[Path], split: str) -> list[Sentence]:
-    return [sentence for path in _split_files(paths, split) for sentence in read_conll(path)]
 
 
 def read_conll(path: Path) -> list[Sentence]:

@@ -1,7 +1,8 @@
-"""Text that every machine has: the Python standard library's own sources, with their docstrings.
+"""Text that every machine has: the Python standard library's own sources, with their docstrings;
+and generated texts about a subject, which a small network learns in a minute.
 
 Decides which files are taken, in which order, and which are held out. Nothing is downloaded. The
-same Python release gives the same text; another release gives another, so compare figures within
+same Python release gives the same sources; another release gives others, so compare figures within
 one.
 """
 
@@ -10,21 +11,32 @@ from __future__ import annotations
 import hashlib
 import os
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 
 from openwafer.data.cache import cached_folder
+from openwafer.data.generated import summaries
 from openwafer.data.params import Split
 from openwafer.data.prepare import prepare
 from openwafer.errors import DataError
 
-__all__ = ["SourceFile", "source_files", "stdlib_text", "stdlib_tokenizer", "stdlib_tokens"]
+__all__ = [
+    "TEXTS",
+    "SourceFile",
+    "embedded_tokenizer",
+    "embedded_tokens",
+    "source_files",
+    "stdlib_text",
+    "subject_text",
+]
 
 TRAIN_BYTES = 4 << 20
 EVAL_BYTES = 256 << 10
 _TOKENIZER_BYTES = 1 << 20
+_NUM_TEXTS = {"train": 4000, "eval": 400, "predict": 400}
 
 # Tests and data in the form of code are left out: they are half of the library, and say little.
 _FOLDERS_LEFT_OUT = """
@@ -85,7 +97,18 @@ def stdlib_text(split: Split, max_bytes: int | None = None) -> tuple[SourceFile,
     return tuple(kept)
 
 
-def stdlib_tokens(
+def subject_text(split: Split, max_bytes: int | None = None) -> tuple[SourceFile, ...]:
+    """Texts of a few sentences about one subject each, a file each, until `max_bytes`; no text of
+    one split is in the other."""
+    texts = ("\n".join(sentences) + "\n" for sentences, _ in summaries(split, _NUM_TEXTS[split]))
+    files = [SourceFile(f"{number}.txt", text) for number, text in enumerate(texts)]
+    ends = accumulate(len(file.text) for file in files)
+    limit = max_bytes or TRAIN_BYTES
+    return tuple(file for file, end in zip(files, ends, strict=True) if end <= limit)
+
+
+def embedded_tokens(
+    name: str,
     split: Split,
     *,
     tokenizer: str,
@@ -95,12 +118,14 @@ def stdlib_tokens(
 ) -> Path:
     """The folder of the split's tokens, prepared and cached when first asked for.
 
-    tokenizer: `bpe` or `wordpiece` (see `stdlib_tokenizer`), `byte`, or a path.
+    Args:
+        name: one of `TEXTS`.
+        tokenizer: `bpe` or `wordpiece` (see `embedded_tokenizer`), `byte`, or a path.
     """
-    files = stdlib_text(split, max_bytes)
+    files = TEXTS[name](split, max_bytes)
     source = tokenizer
     if tokenizer in ("bpe", "wordpiece"):
-        source = str(stdlib_tokenizer(tokenizer, vocab_size=vocab_size, do_lower=do_lower))
+        source = str(embedded_tokenizer(name, tokenizer, vocab_size=vocab_size, do_lower=do_lower))
     digest = _digest(files)
 
     def make(folder: Path) -> None:
@@ -111,13 +136,13 @@ def stdlib_tokens(
         prepare([texts], folder, tokenizer=source, vocab_size=vocab_size, do_lower=do_lower)
 
     key = (5, split, tokenizer, vocab_size, do_lower, digest, _stamp(tokenizer))
-    return cached_folder("stdlib", key, make)
+    return cached_folder(name, key, make)
 
 
-def stdlib_tokenizer(kind: str, *, vocab_size: int, do_lower: bool = False) -> Path:
+def embedded_tokenizer(name: str, kind: str, *, vocab_size: int, do_lower: bool = False) -> Path:
     """The file of a `bpe` or `wordpiece` tokenizer, trained on a fixed part of the training text:
     sections that ask for more or less text all get the same."""
-    files = stdlib_text("train", _TOKENIZER_BYTES)
+    files = TEXTS[name]("train", _TOKENIZER_BYTES)
 
     def make(folder: Path) -> None:
         from openwafer.data.subwords import train_bpe, train_wordpiece
@@ -129,7 +154,14 @@ def stdlib_tokenizer(kind: str, *, vocab_size: int, do_lower: bool = False) -> P
             train_wordpiece(texts, vocab_size, do_lower=do_lower).save(folder)
 
     key = (5, kind, vocab_size, do_lower, _digest(files))
-    return cached_folder("stdlib-tokenizer", key, make) / "tokenizer.json"
+    return cached_folder(f"{name}-tokenizer", key, make) / "tokenizer.json"
+
+
+TEXTS: Mapping[str, Callable[[Split, int | None], tuple[SourceFile, ...]]] = {
+    "stdlib": stdlib_text,
+    "subjects": subject_text,
+}
+"""What `embedded` may name where text is read."""
 
 
 def _digest(files: Sequence[SourceFile]) -> str:

@@ -1,12 +1,13 @@
 """Small tasks made up on the spot, for models whose real data do not ship with anything.
 
 Decides the tasks: each is learnable by a small network in minutes and not by its majority class,
-the same on every machine, with evaluation items of their own. Does not tokenize
-beyond the word lists that it gives.
+the same on every machine, and which of its items are held out: none of them is in training. Does
+not tokenize beyond the word lists that it gives.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +21,10 @@ from openwafer.data.tokenizers import WordTokenizer
 
 __all__ = [
     "Question",
-    "counting_tokenizer",
-    "counting_tokens",
     "number_pairs",
     "number_words",
+    "paired_tokens",
+    "pairs_tokenizer",
     "questions",
     "reversal_pairs",
     "summaries",
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 _SPECIAL = ("<pad>", "</s>", "<unk>", "<s>", "<mask>")
-_NUM_COUNTED = 100
+_NUM_PAIRED = 20
 
 _ONE_WORDS = """
     zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
@@ -57,28 +58,28 @@ _PEOPLE, _FAMILY, _PLACES, _COMPANIES, _KINDS, _THINGS, _DAYS = (
 )
 
 
-def counting_tokenizer() -> WordTokenizer:
-    """The words of counting: n0 .. n99, and the special ones."""
-    return WordTokenizer([*_SPECIAL, *(f"n{number}" for number in range(_NUM_COUNTED))])
+def pairs_tokenizer() -> WordTokenizer:
+    """The words of pairs: 0 .. 19, 0th .. 19th, and the special ones."""
+    numbers = range(_NUM_PAIRED)
+    return WordTokenizer([*_SPECIAL, *map(str, numbers), *(f"{number}th" for number in numbers)])
 
 
 @dataclass(frozen=True, slots=True)
-class _Counting:
+class _Pairs:
     seed: int
 
     def __call__(self, out: npt.NDArray[np.int64], numbers: npt.NDArray[np.int64]) -> None:
-        start = keyed_integers(self.seed, numbers, 1, below=_NUM_COUNTED)
-        step = keyed_integers(self.seed, numbers, 1, below=3, draw=1) + 1
-        counted = start + step * np.arange(out.shape[1])[None, :]
-        out[:] = counted % _NUM_COUNTED + len(_SPECIAL)
+        num_pairs = (out.shape[1] + 1) // 2
+        first = keyed_integers(self.seed, numbers, num_pairs, below=_NUM_PAIRED)
+        paired = np.stack([first, first + _NUM_PAIRED], axis=-1).reshape(len(out), -1)
+        out[:] = paired[:, : out.shape[1]] + len(_SPECIAL)
 
 
-def counting_tokens(
-    split: Split,
-) -> Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], None]:
-    """Fills windows with counting by one, two or three, from anywhere, modulo 100. (Here only the
-    spans that are hidden differ between training and evaluation.)"""
-    return _Counting(derive_seed("counting", _data(split)))
+def paired_tokens(split: Split) -> Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], None]:
+    """Fills windows with random numbers, each followed by its ordinal: `7 7th 13 13th`. There are
+    so many windows that none of an evaluation is in training. What is hidden can be told from its
+    neighbour where single tokens are hidden."""
+    return _Pairs(derive_seed("pairs", _data(split)))
 
 
 def number_words(number: int) -> str:
@@ -101,14 +102,13 @@ def translation_words() -> list[str]:
 
 def number_pairs(split: Split, count: int) -> tuple[list[str], list[str]]:
     """Digits of numbers below a million, and the numbers in words. One number in 16 is held out."""
-    wanted = 0 if _data(split) == "eval" else 1
     generator = np.random.Generator(np.random.Philox(key=[derive_seed("numbers", split), 0]))
     sources: list[str] = []
     targets: list[str] = []
     while len(sources) < count:
         digits = int(generator.integers(1, 7))
         number = int(generator.integers(0, 10**digits))
-        if (derive_seed("held out", number) % 16 != 0) == bool(wanted):
+        if _is_of(split, str(number), every=16):
             sources.append(" ".join(str(number)))
             targets.append(number_words(number))
     return sources, targets
@@ -116,14 +116,13 @@ def number_pairs(split: Split, count: int) -> tuple[list[str], list[str]]:
 
 def reversal_pairs(split: Split, count: int) -> tuple[list[str], list[str]]:
     """Words of 3 to 12 letters, and their letters in reverse. One word in 16 is held out."""
-    wanted = _data(split) != "eval"
     generator = np.random.Generator(np.random.Philox(key=[derive_seed("reverse", split), 0]))
     sources: list[str] = []
     targets: list[str] = []
     while len(sources) < count:
         word = [_LETTERS[i] for i in generator.integers(0, 26, int(generator.integers(3, 13)))]
         text = " ".join(word)
-        if (derive_seed("held out", text) % 16 != 0) == wanted:
+        if _is_of(split, text, every=16):
             sources.append(text)
             targets.append(" ".join(reversed(word)))
     return sources, targets
@@ -131,6 +130,11 @@ def reversal_pairs(split: Split, count: int) -> tuple[list[str], list[str]]:
 
 def _data(split: Split) -> str:
     return "train" if split == "train" else "eval"
+
+
+def _is_of(split: Split, text: str, *, every: int = 4) -> bool:
+    """Whether an item may be in this split: one in `every` is held out, by a hash of its text."""
+    return (derive_seed("held out", text) % every == 0) == (_data(split) == "eval")
 
 
 def _pick(generator: np.random.Generator, words: Any) -> str:
@@ -163,7 +167,9 @@ def tagged_sentences(split: Split, count: int) -> list[tuple[list[str], list[str
     """Sentences with people, places and organizations: words, and labels O, B-PER, I-PER, ..."""
     seed = derive_seed("entities", _data(split))
     found: list[tuple[list[str], list[str]]] = []
-    for number in range(count):
+    for number in itertools.count():
+        if len(found) == count:
+            break
         generator = item_generator(seed, number)
         words: list[str] = []
         labels: list[str] = []
@@ -176,7 +182,8 @@ def tagged_sentences(split: Split, count: int) -> list[tuple[list[str], list[str
             else:
                 labels.append("O")
                 words.append(_filler(generator, slot))
-        found.append((words, labels))
+        if _is_of(split, " ".join(words)):
+            found.append((words, labels))
     return found
 
 
@@ -202,7 +209,9 @@ def questions(split: Split, count: int) -> list[Question]:
     """Texts about three people who each bought things somewhere, and a question about one."""
     seed = derive_seed("questions", _data(split))
     found: list[Question] = []
-    for number in range(count):
+    for number in itertools.count():
+        if len(found) == count:
+            break
         generator = item_generator(seed, number)
         people = [str(name) for name in generator.permutation(_PEOPLE)[:3]]
         chosen = int(generator.integers(3))
@@ -223,9 +232,11 @@ def questions(split: Split, count: int) -> list[Question]:
         ask = (
             f"what did {person} buy ?" if asked == "what" else f"{asked} did {person} buy things ?"
         )
+        if not _is_of(split, context + ask):
+            continue
         found.append(
             Question(
-                identifier=f"{_data(split)}-{number}",
+                identifier=f"{_data(split)}-{len(found)}",
                 context=context,
                 question=ask,
                 answer=answer,
@@ -239,7 +250,9 @@ def summaries(split: Split, count: int) -> list[tuple[list[str], list[int]]]:
     """Texts whose first sentence names their subject: sentences, and 1 for those about it."""
     seed = derive_seed("summaries", _data(split))
     found: list[tuple[list[str], list[int]]] = []
-    for number in range(count):
+    for number in itertools.count():
+        if len(found) == count:
+            break
         generator = item_generator(seed, number)
         subject, *others = (str(word) for word in generator.permutation(_THINGS)[:4])
         sentences, labels = [f"this is about {subject} ."], [1]
@@ -254,5 +267,6 @@ def summaries(split: Split, count: int) -> list[tuple[list[str], list[int]]]:
             )[int(generator.integers(3))]
             sentences.append(sentence)
             labels.append(int(about))
-        found.append((sentences, labels))
+        if _is_of(split, " ".join(sentences)):
+            found.append((sentences, labels))
     return found

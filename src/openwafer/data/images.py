@@ -7,6 +7,7 @@ Decides how images and masks are paired, brought to one shape, scaled and augmen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -39,6 +40,9 @@ KEYS: dict[str, Any] = {
 }
 _NORMALIZATIONS = ("zero_centered", "zero_one", "standard_score")
 _EMBEDDED = {"train": 2000, "eval": 200, "predict": 200}
+_KEPT_PIXELS = 1 << 22
+"""Drawn images that are kept for the next epoch, 12 bytes a pixel: all of the small ones, whose
+drawing would take longer than a small network's step."""
 _DRAW_AUGMENT = 131
 
 
@@ -91,12 +95,19 @@ class ShapeImages(_Segmentation):
     """Shapes that are a little brighter than their textured background."""
 
     def __init__(self, info: DataInfo, num_items: int, *, seed: int, **options: Any) -> None:
-        self._seed = seed
+        assert info.image_shape is not None
+        self._seed, self._shape = seed, info.image_shape
+        self._drawn: dict[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]] = {}
+        self._max_drawn = _KEPT_PIXELS // math.prod(info.image_shape)
         super().__init__(info, num_items, **options)
 
     def _read(self, index: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-        assert self.info.image_shape is not None
-        return draw_shapes(self._seed, index, self.info.image_shape, self.info.num_classes)
+        found = self._drawn.get(index)
+        if found is None:
+            found = draw_shapes(self._seed, index, self._shape, self.info.num_classes)
+            if len(self._drawn) < self._max_drawn:
+                self._drawn[index] = found
+        return found
 
 
 class FolderImages(_Segmentation):

@@ -7,7 +7,6 @@ when it is read.
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,9 +18,10 @@ from openwafer.data.masked import MaskedOptions
 from openwafer.data.masking import MaskingRule
 from openwafer.data.sentence_pairs import SentencePairs
 from openwafer.data.subwords import SubwordTokenizer
-from openwafer.data.token_shards import TokenShards, write_atomically
+from openwafer.data.token_shards import TokenShards
 from openwafer.data.tokenizers import Tokenizer, WordTokenizer, load_tokenizer
 from openwafer.errors import ConfigError
+from openwafer.files import replacing, write_bytes
 
 __all__ = ["write_bert_csv", "write_gpt2_hdf5"]
 
@@ -41,15 +41,13 @@ def write_gpt2_hdf5(folder: Path, *, max_sequence_length: int) -> list[Path]:
     written: list[Path] = []
     for number, start in enumerate(range(0, len(windows), _ROWS_PER_FILE)):
         path = folder / f"examples-{number:04d}.h5"
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
         count = min(_ROWS_PER_FILE, len(windows) - start)
-        with library.File(temporary, "w") as file:
+        with replacing(path) as temporary, library.File(temporary, "w") as file:
             file.attrs["n_examples"] = count
             for index in range(count):
                 item = windows.item(start + index, 0)
                 rows = [item["input_ids"], item["attention_mask"], item["labels"]]
                 file.create_dataset(f"example_{index}", data=np.stack(rows).astype(np.int32))
-        os.replace(temporary, path)
         written.append(path)
     return written
 
@@ -71,16 +69,17 @@ def write_bert_csv(folder: Path, *, max_sequence_length: int, seed: int) -> list
     for number, start in enumerate(range(0, len(pairs), _ROWS_PER_FILE)):
         path = folder / f"pairs-{number:04d}.csv"
         end = min(start + _ROWS_PER_FILE, len(pairs))
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
+        with (
+            replacing(path) as temporary,
+            open(temporary, "w", newline="", encoding="utf-8") as file,
+        ):
             writer = csv.writer(file)
             writer.writerow(["tokens", "segment_ids", "is_random_next"])
             writer.writerows(_rows(pairs, vocab, range(start, end), seed))
-        os.replace(temporary, path)
         written.append(path)
         meta.append(f"{path.name} {end - start}\n")
-    write_atomically(folder / "vocab.txt", "".join(f"{word}\n" for word in vocab).encode())
-    write_atomically(folder / "meta.dat", "".join(meta).encode())
+    write_bytes(folder / "vocab.txt", "".join(f"{word}\n" for word in vocab).encode())
+    write_bytes(folder / "meta.dat", "".join(meta).encode())
     return written
 
 

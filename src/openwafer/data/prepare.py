@@ -32,12 +32,12 @@ from openwafer.data.text_files import (
 from openwafer.data.token_shards import (
     ShardRecord,
     finished_shard,
-    write_atomically,
     write_meta,
     write_shard,
 )
 from openwafer.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from openwafer.errors import ConfigError, DataError
+from openwafer.files import write_bytes
 
 __all__ = ["Output", "PrepareResult", "prepare"]
 
@@ -217,7 +217,7 @@ def _start_over_unless(target: Path, folders: Sequence[Path], key: str) -> None:
             for old in (*folder.glob("tokens-*"), folder / "meta.json", folder / "tokenizer.json"):
                 old.unlink(missing_ok=True)
     if not same:
-        write_atomically(note, json.dumps({"key": key}).encode())
+        write_bytes(note, json.dumps({"key": key}).encode())
 
 
 def _tokenizer(
@@ -246,9 +246,7 @@ def _save(tokenizer: Tokenizer, folder: Path) -> None:
     """The whole file or none of it: a later run trusts what it finds."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".tokenizer-") as temporary:
         tokenizer.save(Path(temporary))
-        write_atomically(
-            folder / "tokenizer.json", (Path(temporary) / "tokenizer.json").read_bytes()
-        )
+        write_bytes(folder / "tokenizer.json", (Path(temporary) / "tokenizer.json").read_bytes())
 
 
 def _training_texts(files: Sequence[Path], cut: Cut) -> Iterator[str]:

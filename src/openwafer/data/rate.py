@@ -35,7 +35,7 @@ class InputRate:
 def measure_rate(
     batches: Iterable[Any], *, max_batches: int = 50, max_seconds: float = 2.0
 ) -> InputRate:
-    """Take batches until `max_batches` or `max_seconds`, and count.
+    """Take batches until `max_batches`, or `max_seconds` after the first one, and count.
 
     Args:
         batches: a DataLoader, or an epoch of a BatchSequence; of tensors, or tuples, lists or
@@ -52,7 +52,7 @@ def measure_rate(
         now = time.perf_counter()
         if num_batches == 1:
             first, first_samples, first_bytes = now, num_samples, num_bytes
-        if num_batches >= max_batches or now - began >= max_seconds:
+        if num_batches >= max_batches or now - first >= max_seconds:
             break
     if num_batches > 1:
         num_samples, num_bytes = num_samples - first_samples, num_bytes - first_bytes

@@ -11,17 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from openwafer.data.cache import cached_folder
-from openwafer.data.embedded import stdlib_tokens
+from openwafer.data.embedded import TEXTS, embedded_tokens
 from openwafer.data.params import InputParams
 from openwafer.data.prepare import prepare
 from openwafer.data.text_files import text_files
 from openwafer.data.token_shards import TokenShards
 from openwafer.data.tokenizers import Tokenizer, load_tokenizer
-from openwafer.errors import DataError
+from openwafer.errors import DataError, nearest
 
 __all__ = ["token_source"]
 
 _log = logging.getLogger("openwafer")
+
+_SOURCES = {
+    "stdlib": "the Python standard library's sources",
+    "subjects": "generated texts, each about a subject",
+}
 
 
 def token_source(
@@ -39,11 +44,18 @@ def token_source(
     lower = params.flag("do_lower")
     name = params.text(vocab_key) or params.text("tokenizer") or "byte"
     if not paths:
-        params_bytes = params.optional_integer("embedded_bytes", minimum=1)
-        folder = stdlib_tokens(
-            params.split, tokenizer=name, vocab_size=size, do_lower=lower, max_bytes=params_bytes
+        text = params.get("embedded") or "stdlib"
+        if text not in TEXTS:
+            raise params.wrong("embedded", ", ".join(TEXTS), nearest(str(text), TEXTS))
+        folder = embedded_tokens(
+            text,
+            params.split,
+            tokenizer=name,
+            vocab_size=size,
+            do_lower=lower,
+            max_bytes=params.optional_integer("embedded_bytes", minimum=1),
         )
-        return _opened(folder, "the Python standard library's sources")
+        return _opened(folder, _SOURCES[text])
     if len(paths) == 1 and TokenShards.is_one(paths[0]):
         return _opened(paths[0], str(paths[0]))
     split_folder = "train" if params.split == "train" else "eval"

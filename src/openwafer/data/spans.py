@@ -19,14 +19,14 @@ import torch
 from openwafer.data.cache import cached_folder
 from openwafer.data.csv_files import listed_files
 from openwafer.data.dataset import Batch, DataInfo, Item, KeyedDataset
-from openwafer.data.generated import counting_tokenizer, counting_tokens
+from openwafer.data.generated import paired_tokens, pairs_tokenizer
 from openwafer.data.keyed_random import keyed_uniforms
 from openwafer.data.params import COMMON_KEYS, InputParams
 from openwafer.data.prepare import prepare
 from openwafer.data.sources import token_source
 from openwafer.data.token_shards import TokenShards
 from openwafer.data.tokenizers import Tokenizer, load_tokenizer
-from openwafer.errors import ConfigError, DataError
+from openwafer.errors import ConfigError, DataError, nearest
 
 __all__ = ["KEYS", "SpanCorruption", "build", "span_counts", "window_length"]
 
@@ -46,7 +46,7 @@ KEYS: dict[str, Any] = {
     "do_lower": False,
 }
 _VOCAB_SIZE = 1024
-_COUNTING_ITEMS = {"train": 20_000, "eval": 500, "predict": 500}
+_PAIRED_ITEMS = {"train": 20_000, "eval": 500, "predict": 500}
 _DRAW_NOISE, _DRAW_KEPT = 121, 122
 
 Fill = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], None]
@@ -255,11 +255,11 @@ class _ShardWindows:
 def _windows(params: InputParams, window: int) -> tuple[Fill, int, Tokenizer, str, float]:
     paths = params.paths("src_data_dir") or params.paths("data_dir")
     embedded = params.get("embedded") or "stdlib"
-    if not paths and embedded == "counting":
-        count = _COUNTING_ITEMS[params.split]
-        return counting_tokens(params.split), count, counting_tokenizer(), "counting", 0.0
+    if not paths and embedded == "pairs":
+        count = _PAIRED_ITEMS[params.split]
+        return paired_tokens(params.split), count, pairs_tokenizer(), "numbers in pairs", 0.0
     if not paths and embedded != "stdlib":
-        raise params.wrong("embedded", "stdlib, counting")
+        raise params.wrong("embedded", "stdlib, pairs", nearest(str(embedded), ("pairs", "stdlib")))
     if params.text("src_vocab_file") and any((path / "meta.dat").is_file() for path in paths):
         shards, tokenizer, source = _tokenized_words(params, paths)
     else:

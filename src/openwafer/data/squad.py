@@ -21,6 +21,7 @@ from openwafer.data.dataset import DataInfo, Item, KeyedDataset
 from openwafer.data.generated import questions
 from openwafer.data.params import InputParams
 from openwafer.data.sequences import ENCODER_KEYS, EncoderRows, task_tokenizer
+from openwafer.data.split_files import Examples, SplitFiles, read_examples
 from openwafer.data.squad_answers import SquadAnswers, Window
 from openwafer.data.tokenizers import Ids, Tokenizer
 from openwafer.errors import DataError
@@ -34,7 +35,14 @@ KEYS: dict[str, Any] = {
     "max_answer_length": 30,
 }
 _EMBEDDED = {"train": 4000, "eval": 400, "predict": 400}
-_STEMS = {"train": ("train",), "eval": ("dev", "eval", "valid"), "predict": ("dev", "test", "eval")}
+_FILES = SplitFiles(
+    stems={
+        "train": ("train*",),
+        "eval": ("dev*", "eval*", "valid*"),
+        "predict": ("dev*", "eval*", "test*"),
+    },
+    endings=(".json",),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +89,20 @@ def build(params: InputParams) -> KeyedDataset:
             ", ".join(map(str, paths)),
         )
     if paths:
-        examples = _examples(paths, params.split)
-        training = examples if params.split == "train" else _examples(paths, "train")
-        origin = ", ".join(map(str, paths))
-        key: object = [(str(p), p.stat().st_mtime_ns) for p in _split_files(paths, "train")]
+        read = read_examples(paths, params.split, _FILES, read_squad)
     else:
         if params.get("embedded") not in (None, "purchases"):
             raise params.wrong("embedded", "purchases")
-        examples, training = _generated(params.split), _generated("train")
-        origin, key = "generated questions", ("purchases", 1)
+        read = Examples(
+            examples=_generated(params.split),
+            training=_generated("train"),
+            origin="generated questions",
+            key=("purchases", 2),
+        )
     tokenizer = task_tokenizer(
-        params, lambda: (text for e in training for text in (e.context, e.question)), key
+        params, lambda: (text for e in read.training for text in (e.context, e.question)), read.key
     )
-    return _from_examples(params, examples, tokenizer, origin)
+    return _from_examples(params, read.examples, tokenizer, read.origin)
 
 
 def _from_examples(
@@ -191,27 +200,6 @@ def _generated(split: Any) -> list[SquadExample]:
         SquadExample(q.identifier, q.context, q.question, ((q.answer, q.start),))
         for q in questions(split, _EMBEDDED[split])
     ]
-
-
-def _split_files(paths: Sequence[Path], split: str) -> list[Path]:
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            files = sorted(path.glob("*.json"))
-            found += [f for f in files if f.name.startswith(_STEMS[split])]
-        else:
-            found.append(path)
-    if not found:
-        raise DataError(
-            f"there is no file of the {split} split",
-            where=", ".join(map(str, paths)),
-            allowed=" or ".join(f"{stem}*.json" for stem in _STEMS[split]),
-        )
-    return found
-
-
-def _examples(paths: Sequence[Path], split: str) -> list[SquadExample]:
-    return [example for path in _split_files(paths, split) for example in read_squad(path)]
 
 
 def read_squad(path: Path) -> list[SquadExample]:

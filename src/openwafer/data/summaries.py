@@ -23,6 +23,7 @@ from openwafer.data.generated import summaries
 from openwafer.data.params import InputParams
 from openwafer.data.ragged import Ragged, pad
 from openwafer.data.sequences import ENCODER_KEYS, task_tokenizer
+from openwafer.data.split_files import Examples, SplitFiles, read_examples
 from openwafer.data.tokenizers import Ids, Tokenizer
 from openwafer.errors import DataError
 
@@ -31,7 +32,14 @@ __all__ = ["KEYS", "Summarization", "build", "choose_sentences", "read_jsonl"]
 KEYS: dict[str, Any] = {**ENCODER_KEYS, "max_cls_tokens": 16}
 
 _EMBEDDED = {"train": 4000, "eval": 400, "predict": 400}
-_STEMS = {"train": ("train",), "eval": ("valid", "dev", "eval"), "predict": ("test", "predict")}
+_FILES = SplitFiles(
+    stems={
+        "train": ("train*",),
+        "eval": ("dev*", "eval*", "valid*"),
+        "predict": ("predict*", "test*"),
+    },
+    endings=(".jsonl",),
+)
 _CSV_COLUMNS = ("input_token_ids", "labels", "segment_ids", "cls_indices")
 _MAX_CHOSEN = 3
 
@@ -83,22 +91,25 @@ def build(params: InputParams) -> KeyedDataset:
     if holds_csv(paths):
         return DocumentedCsv(CsvRows(paths, _CSV_COLUMNS), length, max_cls)
     if paths:
-        documents = _documents(paths, params.split)
-        training = documents if params.split == "train" else _documents(paths, "train")
-        origin = ", ".join(map(str, paths))
-        key: object = [(str(p), p.stat().st_mtime_ns) for p in _split_files(paths, "train")]
+        read = read_examples(paths, params.split, _FILES, read_jsonl)
     else:
         if params.get("embedded") not in (None, "subjects"):
             raise params.wrong("embedded", "subjects")
-        documents = summaries(params.split, _EMBEDDED[params.split])
-        training = summaries("train", _EMBEDDED["train"])
-        origin, key = "generated texts", ("subjects", 1)
-    tokenizer = task_tokenizer(params, lambda: (" ".join(text) for text, _ in training), key)
+        read = Examples(
+            examples=summaries(params.split, _EMBEDDED[params.split]),
+            training=summaries("train", _EMBEDDED["train"]),
+            origin="generated texts",
+            key=("subjects", 2),
+        )
+    documents = read.examples
+    tokenizer = task_tokenizer(
+        params, lambda: (" ".join(text) for text, _ in read.training), read.key
+    )
     encoded = [_encoded(tokenizer, sentences, length, max_cls) for sentences, _ in documents]
     labels = [labels[: len(row[2])] for row, (_, labels) in zip(encoded, documents, strict=True)]
     shares = Counter(label for row in labels for label in row)
     info = DataInfo(
-        source=f"{len(documents):,} texts of {origin}",
+        source=f"{len(documents):,} texts of {read.origin}",
         vocab_size=tokenizer.vocab_size,
         max_sequence_length=length,
         num_classes=2,
@@ -155,27 +166,6 @@ def choose_sentences(sentences: Sequence[str], summary: str) -> list[int]:
 def _f1(found: Counter[str], wanted: Counter[str]) -> float:
     common = (found & wanted).total()
     return 2 * common / (found.total() + wanted.total()) if common else 0.0
-
-
-def _split_files(paths: Sequence[Path], split: str) -> list[Path]:
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            files = sorted(path.glob("*.jsonl"))
-            found += [file for file in files if file.name.startswith(_STEMS[split])]
-        else:
-            found.append(path)
-    if not found:
-        raise DataError(
-            f"there is no file of the {split} split",
-            where=", ".join(map(str, paths)),
-            allowed=" or ".join(f"{stem}*.jsonl" for stem in _STEMS[split]),
-        )
-    return found
-
-
-def _documents(paths: Sequence[Path], split: str) -> list[Document]:
-    return [document for path in _split_files(paths, split) for document in read_jsonl(path)]
 
 
 def read_jsonl(path: Path) -> list[Document]:

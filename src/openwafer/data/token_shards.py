@@ -14,7 +14,6 @@ All shards read as one sequence. `meta.json` is written last: with it the folder
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,13 +23,13 @@ import numpy as np
 import numpy.typing as npt
 
 from openwafer.errors import DataError
+from openwafer.files import write_bytes
 
 __all__ = [
     "FORMAT",
     "ShardRecord",
     "TokenShards",
     "finished_shard",
-    "write_atomically",
     "write_meta",
     "write_shard",
 ]
@@ -49,16 +48,6 @@ class ShardRecord:
     num_documents: int
     num_sentences: int
     num_bytes: int
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """The whole file or none of it, whenever the process ends."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def token_dtype(vocab_size: int) -> str:
@@ -83,9 +72,9 @@ def write_shard(
     document_lengths = np.array([sum(document) for document in lengths], dtype=np.int64)
     flat = [sentence for document in documents for sentence in document]
     tokens = np.concatenate(flat) if flat else np.zeros(0, np.int32)
-    write_atomically(folder / f"{name}.bin", tokens.astype(token_dtype(vocab_size)).tobytes())
-    write_atomically(folder / f"{name}.documents", _starts(document_lengths).tobytes())
-    write_atomically(folder / f"{name}.sentences", _starts(sentence_lengths).tobytes())
+    write_bytes(folder / f"{name}.bin", tokens.astype(token_dtype(vocab_size)).tobytes())
+    write_bytes(folder / f"{name}.documents", _starts(document_lengths).tobytes())
+    write_bytes(folder / f"{name}.sentences", _starts(sentence_lengths).tobytes())
     record = ShardRecord(
         file=name,
         num_tokens=len(tokens),
@@ -93,7 +82,7 @@ def write_shard(
         num_sentences=len(sentence_lengths),
         num_bytes=num_bytes,
     )
-    write_atomically(folder / f"{name}.json", json.dumps(asdict(record)).encode())
+    write_bytes(folder / f"{name}.json", json.dumps(asdict(record)).encode())
     return record
 
 
@@ -134,7 +123,7 @@ def write_meta(
         "shards": [asdict(record) for record in records],
         **more,
     }
-    write_atomically(folder / "meta.json", json.dumps(content, indent=1).encode())
+    write_bytes(folder / "meta.json", json.dumps(content, indent=1).encode())
 
 
 class TokenShards:

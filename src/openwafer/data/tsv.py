@@ -19,17 +19,21 @@ from openwafer.data.chunks import ordered_chunks, package_chunks
 from openwafer.data.dataset import DataInfo, Item, KeyedDataset
 from openwafer.data.params import InputParams
 from openwafer.data.sequences import ENCODER_KEYS, EncoderRows, joined, task_tokenizer
+from openwafer.data.split_files import Examples, SplitFiles, read_examples
 from openwafer.errors import DataError, nearest
 
 __all__ = ["KEYS", "Classification", "Example", "build", "read_tsv"]
 
 KEYS: dict[str, Any] = {**ENCODER_KEYS}
 
-_FILES = {
-    "train": ("train.tsv",),
-    "eval": ("dev_matched.tsv", "dev_mismatched.tsv", "dev.tsv"),
-    "predict": ("test_matched.tsv", "test_mismatched.tsv", "test.tsv"),
-}
+_FILES = SplitFiles(
+    stems={
+        "train": ("train",),
+        "eval": ("dev_matched", "dev_mismatched", "dev"),
+        "predict": ("test_matched", "test_mismatched", "test"),
+    },
+    endings=(".tsv",),
+)
 _TEXT_COLUMNS = (("sentence1", "sentence2"), ("sentence",), ("premise", "hypothesis"), ("text",))
 _LABEL_COLUMNS = ("gold_label", "label")
 _MNLI_LABELS = ("contradiction", "entailment", "neutral")
@@ -78,10 +82,13 @@ class Classification(KeyedDataset):
 
 def build(params: InputParams) -> KeyedDataset:
     """The dataset of a section; see the module's header."""
-    examples, training, origin, key = _read(params)
-    names = _label_names(training)
+    read = _read(params)
+    examples = read.examples
+    names = _label_names(read.training)
     tokenizer = task_tokenizer(
-        params, lambda: (text for e in training for text in (e.first, e.second) if text), key
+        params,
+        lambda: (text for e in read.training for text in (e.first, e.second) if text),
+        read.key,
     )
     length = params.integer("max_sequence_length", minimum=8)
     firsts = tokenizer.encode_many([example.first for example in examples])
@@ -93,7 +100,7 @@ def build(params: InputParams) -> KeyedDataset:
     number = {name: index for index, name in enumerate(names)}
     labels = np.array([_label(example, number) for example in examples], dtype=np.int64)
     info = DataInfo(
-        source=f"{len(examples):,} texts of {origin}",
+        source=f"{len(examples):,} texts of {read.origin}",
         vocab_size=tokenizer.vocab_size,
         max_sequence_length=length,
         num_classes=len(names),
@@ -107,21 +114,21 @@ def build(params: InputParams) -> KeyedDataset:
     return Classification(EncoderRows(sequences, length), labels, matched, info, with_ids=with_ids)
 
 
-def _read(params: InputParams) -> tuple[list[Example], list[Example], str, object]:
-    """The split's examples, those of training, where they are from, and what changes with them."""
+def _read(params: InputParams) -> Examples[Example]:
     paths = params.paths("data_dir")
     if paths:
-        examples = _examples(paths, params.split)
-        training = examples if params.split == "train" else _examples(paths, "train")
-        key: object = [(str(p), p.stat().st_mtime_ns) for p in _split_files(paths, "train")]
-        return examples, training, ", ".join(map(str, paths)), key
+        return read_examples(paths, params.split, _FILES, read_tsv)
     name = params.get("embedded") or "stdlib"
     makers = {"stdlib": package_examples, "order": order_examples}
     if name not in makers:
         raise params.wrong("embedded", ", ".join(makers))
     training = makers[name]("train")
-    examples = training if params.split == "train" else makers[name](params.split)
-    return examples, training, f"the Python standard library ({name})", (name, hash_of(training))
+    return Examples(
+        examples=training if params.split == "train" else makers[name](params.split),
+        training=training,
+        origin=f"the Python standard library ({name})",
+        key=(name, hash_of(training)),
+    )
 
 
 def _matched(examples: Sequence[Example]) -> npt.NDArray[np.int64] | None:
@@ -166,26 +173,6 @@ def _label_names(examples: Sequence[Example]) -> list[str]:
     if set(found) <= set(_MNLI_LABELS):
         return list(_MNLI_LABELS)
     return sorted(found, key=lambda name: (int(name) if name.isdigit() else 0, name))
-
-
-def _split_files(paths: Sequence[Path], split: str) -> list[Path]:
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            found += [path / name for name in _FILES[split] if (path / name).is_file()]
-        else:
-            found.append(path)
-    if not found:
-        raise DataError(
-            f"there is no file of the {split} split",
-            where=", ".join(map(str, paths)),
-            allowed=" or ".join(_FILES[split]),
-        )
-    return found
-
-
-def _examples(paths: Sequence[Path], split: str) -> list[Example]:
-    return [example for path in _split_files(paths, split) for example in read_tsv(path)]
 
 
 def read_tsv(path: Path) -> list[Example]:

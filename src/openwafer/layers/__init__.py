@@ -6,8 +6,9 @@ runs in plain PyTorch and in both execution modes. Names are loaded when they ar
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from openwafer.lazy import lazy_names
 
 if TYPE_CHECKING:
     from openwafer.layers.activations import get_activation
@@ -44,33 +45,23 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AttentionLayer": "attention",
-    "EmbeddingLayer": "embedding",
-    "FeedForwardNetwork": "feed_forward",
-    "GPTLMHeadModelLoss": "losses",
-    "MultiheadAttention": "attention",
-    "RelativePositionEmbeddingLayer": "relative_position",
-    "RotaryPositionEmbeddingHelper": "rotary",
-    "SingleFeedForwardLayer": "feed_forward",
-    "Transformer": "transformer",
-    "TransformerDecoder": "decoder",
-    "TransformerDecoderLayer": "decoder",
-    "TransformerEncoder": "encoder",
-    "TransformerEncoderLayer": "encoder",
-    "create_autoregressive_mask": "masks",
-    "create_initializer": "initializers",
-    "get_activation": "activations",
-    "smooth_loss": "losses",
+    "AttentionLayer": ".attention",
+    "EmbeddingLayer": ".embedding",
+    "FeedForwardNetwork": ".feed_forward",
+    "GPTLMHeadModelLoss": ".losses",
+    "MultiheadAttention": ".attention",
+    "RelativePositionEmbeddingLayer": ".relative_position",
+    "RotaryPositionEmbeddingHelper": ".rotary",
+    "SingleFeedForwardLayer": ".feed_forward",
+    "Transformer": ".transformer",
+    "TransformerDecoder": ".decoder",
+    "TransformerDecoderLayer": ".decoder",
+    "TransformerEncoder": ".encoder",
+    "TransformerEncoderLayer": ".encoder",
+    "create_autoregressive_mask": ".masks",
+    "create_initializer": ".initializers",
+    "get_activation": ".activations",
+    "smooth_loss": ".losses",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'openwafer.layers' has no attribute {name!r}")
-    value = getattr(import_module(f"openwafer.layers.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

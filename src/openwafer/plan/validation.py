@@ -7,15 +7,14 @@ or why something is not (kernels/).
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from openwafer.errors import PlanError, UnsupportedOpError
+from openwafer.files import write_text
 from openwafer.graph.program import Program, site_of
 from openwafer.kernels.folding import fold_names, folding_key
 from openwafer.kernels.kernel import ExecutionMode
@@ -158,17 +157,9 @@ def write_validation(report: ValidationReport, path: Path) -> None:
     Raises:
         PlanError: the file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "w", encoding="utf-8") as file:
-            json.dump(report.to_json(), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        write_text(path, json.dumps(report.to_json(), indent=1))
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
         raise PlanError(
             f"the validation report cannot be written: {error.strerror}",
             where=str(path),

@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from openwafer.lazy import lazy_names
 
 if TYPE_CHECKING:
     from openwafer.zoo.catalog import build, load, names
@@ -17,22 +18,12 @@ if TYPE_CHECKING:
 __all__ = ["ModelConfig", "ZooModel", "build", "from_pretrained", "load", "names"]
 
 _HOMES = {
-    "ModelConfig": "model",
-    "ZooModel": "model",
-    "build": "catalog",
-    "from_pretrained": "convert",
-    "load": "catalog",
-    "names": "catalog",
+    "ModelConfig": ".model",
+    "ZooModel": ".model",
+    "build": ".catalog",
+    "from_pretrained": ".convert",
+    "load": ".catalog",
+    "names": ".catalog",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'openwafer.zoo' has no attribute {name!r}")
-    value = getattr(import_module(f"openwafer.zoo.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

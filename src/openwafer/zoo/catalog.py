@@ -26,7 +26,7 @@ from openwafer.config.schema import KeyPath, Locate, text_of
 from openwafer.config.yaml_file import YamlFile, parse_value, read_yaml
 from openwafer.errors import ConfigError, nearest
 from openwafer.zoo.family import Family
-from openwafer.zoo.model import RUN_KEYS, ModelConfig, ZooModel
+from openwafer.zoo.model import RUN_KEYS, AnyModel, ModelConfig
 from openwafer.zoo.outline import outline
 
 __all__ = [
@@ -138,7 +138,7 @@ def load(
     return LoadedParams(merged.values, merged.locate, ())
 
 
-def build(name: str, **model_overrides: Any) -> ZooModel:
+def build(name: str, **model_overrides: Any) -> AnyModel:
     """A model by name, with its initial weights: `build("gpt2/small", layers=4)`.
 
     Args:
@@ -161,7 +161,11 @@ def build(name: str, **model_overrides: Any) -> ZooModel:
     family = family_of(name)
     config = model_config(family, loaded.raw, loaded.locate)
     on_meta = torch.get_default_device().type == "meta"
-    return outline(family, config) if on_meta else family.model(config)
+    model = outline(family, config) if on_meta else family.model(config)
+    section = loaded.raw.get("model") or {}
+    if section.get("mixed_precision"):
+        model.compute_dtype = getattr(torch, section.get("fp16_type", "bfloat16"))
+    return model
 
 
 def model_config(

@@ -10,7 +10,6 @@ Beside a converted checkpoint `x.mdl` stands `x.yaml` with its `model` section, 
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -22,12 +21,14 @@ from torch import Tensor
 
 from openwafer.config.yaml_file import read_yaml
 from openwafer.errors import CheckpointError, ConfigError, OpenWaferError, nearest
+from openwafer.files import write_text
+from openwafer.frontends.torch.weights_in_files import WeightsInFiles
 from openwafer.train.checkpoint import from_contents
 from openwafer.train.checkpoint_file import read_file, write_file
 from openwafer.zoo.catalog import families, family_of, load, model_config, names
 from openwafer.zoo.family import Family
 from openwafer.zoo.hf_folder import HFFolder, write_hf_folder
-from openwafer.zoo.model import ModelConfig, ZooModel
+from openwafer.zoo.model import AnyModel, ModelConfig
 from openwafer.zoo.outline import outline
 from openwafer.zoo.weights import Rule, WeightMap
 
@@ -86,7 +87,7 @@ def convert(
     raise CheckpointError("there is no such file or folder", where=str(source))
 
 
-def from_pretrained(folder: str | Path, family: str | None = None) -> ZooModel:
+def from_pretrained(folder: str | Path, family: str | None = None) -> AnyModel:
     """A zoo model with the weights of a Hugging Face folder, on the CPU in float32.
 
     Args:
@@ -119,7 +120,9 @@ def _to_ours(source: Path, target: Path, model: str | None) -> ConversionResult:
         raise CheckpointError(
             "a checkpoint is a file", where=str(target), allowed="a name that ends in .mdl"
         )
-    with HFFolder(source) as theirs:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Copies lie in files, so that a model larger than the memory can be converted.
+    with HFFolder(source) as theirs, WeightsInFiles(target.parent):
         family = _family_for(theirs, model)
         config = _config_from(family, theirs)
         expected = _shapes(family, config)
@@ -127,7 +130,8 @@ def _to_ours(source: Path, target: Path, model: str | None) -> ConversionResult:
         for names_of_ours, tensors in _ours(family, config, theirs):
             for name, tensor in zip(names_of_ours, tensors, strict=True):
                 _require_shape(name, tensor, expected[name], source)
-                wide = tensor.to(torch.float32) if tensor.is_floating_point() else tensor
+                dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+                wide = tensor.to(dtype, copy=True)
                 state.update(dict.fromkeys(sorted(_aliases(expected, name)), wide))
         ordered = {name: state[name] for name in expected if name in state}
         write_file(target, {"model": ordered})
@@ -255,9 +259,7 @@ def _write_params(path: Path, family: Family, config: ModelConfig) -> None:
         for key, value in asdict(config).items()
     }
     text = yaml.safe_dump({"description": family.name, "model": section}, sort_keys=False)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, text)
 
 
 # ------------------------------------------------------------------ the tensors

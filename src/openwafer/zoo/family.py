@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from openwafer.zoo.model import Batch, Logits, ModelConfig, ZooModel
+from openwafer.zoo.model import AnyModel, Batch, Logits, ModelConfig
 from openwafer.zoo.weights import WeightMap
 
 __all__ = ["EvalMetrics", "Family"]
@@ -47,7 +47,7 @@ class Family:
     title: str
     task: str
     config: type[ModelConfig]
-    model: type[ZooModel]
+    model: type[AnyModel]
     metrics: type[EvalMetrics]
     from_data: Mapping[str, str]
     weights: WeightMap | None = None

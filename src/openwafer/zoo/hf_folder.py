@@ -4,7 +4,7 @@ Decides how such a folder is read one tensor at a time, whichever form it has, a
 not at all. Does not decide what the tensors mean (convert.py, each family's weights.py).
 
 Forms that are read: model.safetensors, several of them with an index, pytorch_model.bin, several of
-them with an index. Written: safetensors, in several files above 4 GiB.
+them with an index. Written: safetensors, in several files above 1 GiB.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["HFFolder", "write_hf_folder"]
 
 _log = logging.getLogger("openwafer")
 
-MAX_FILE_BYTES = 4 << 30
+MAX_FILE_BYTES = 1 << 30
 """What is held in memory at once while writing, and the size of one file."""
 
 _OLD_ENDINGS = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}

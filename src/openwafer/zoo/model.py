@@ -9,14 +9,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from openwafer.config.schema import KeyPath, Locate, Report, build, text_of
+from openwafer.config.schema import KeyPath, Locate, Report, build, limits, text_of
 
-__all__ = ["RUN_KEYS", "Batch", "Logits", "ModelConfig", "ZooModel"]
+__all__ = ["RATE", "RUN_KEYS", "SIZE", "AnyModel", "Batch", "Logits", "ModelConfig", "ZooModel"]
 
 Batch = dict[str, Tensor]
 Logits = Tensor | dict[str, Tensor]
@@ -30,6 +30,10 @@ RUN_KEYS = (
     "enable_vts",
 )
 """Keys of a `model` section that the run reads, not the architecture."""
+
+SIZE = limits(minimum=1)
+RATE = limits(minimum=0.0, below=1.0)
+"""Metadata of sizes, and of dropout rates."""
 
 C = TypeVar("C", bound="ModelConfig")
 
@@ -73,14 +77,21 @@ def _as_path(path: KeyPath) -> str:
     return text_of(path)
 
 
-class ZooModel(nn.Module, ABC):
+class ZooModel(nn.Module, ABC, Generic[C]):
     """A network with its loss. `model(**batch)` is the loss, a scalar.
 
     Batches are dicts of tensors with the names that the family's data gives; a model names in
     `logits` and `loss` the tensors that it reads and leaves the others.
+
+    compute_dtype: what its configuration trains it in under autocast; None where there is no mixed
+        precision. `openwafer.compile` plans for it.
     """
 
-    config: ModelConfig
+    compute_dtype: torch.dtype | None = None
+
+    def __init__(self, config: C) -> None:
+        super().__init__()
+        self.config = config
 
     @abstractmethod
     def logits(self, **batch: Tensor) -> Logits:
@@ -115,3 +126,7 @@ class ZooModel(nn.Module, ABC):
     def num_parameters(self) -> int:
         """Trained numbers; a tied weight counts once."""
         return sum(weight.numel() for weight in self.parameters())
+
+
+AnyModel = ZooModel[Any]
+"""A model of some family."""

@@ -30,24 +30,15 @@ from openwafer.frontends.torch.user_code import Functions, Mode
 from openwafer.plan.plan import Plan
 from openwafer.train.job import JobResult
 from openwafer.zoo.catalog import Override, data_info, family_of, full_name, load, model_config
+from openwafer.zoo.commands import COMMANDS
 from openwafer.zoo.evaluation_data import numbered
 from openwafer.zoo.family import EvalMetrics, Family
-from openwafer.zoo.model import Batch, Logits, ModelConfig, ZooModel
+from openwafer.zoo.model import AnyModel, Batch, Logits, ModelConfig
 from openwafer.zoo.outline import outline
 
-__all__ = ["COMMANDS", "ZooRunModel", "plan_model", "run_model"]
+__all__ = ["ZooRunModel", "plan_model", "run_model"]
 
 _log = logging.getLogger("openwafer")
-
-COMMANDS: Mapping[str, str] = {
-    "train": "Train a model of the zoo.",
-    "eval": "Evaluate a model of the zoo.",
-    "train_and_eval": "Train a model of the zoo; evaluate after each epoch and at the end.",
-    "predict": "Write a model's predictions to <model_dir>/predict/predictions.jsonl.",
-    "validate": "Say on which kernels a model runs.",
-    "compile": "Plan a model for a machine.",
-}
-"""Subcommands, each with its description for `--help`."""
 
 _INPUTS = ("train_input", "eval_input", "predict_input")
 
@@ -85,14 +76,14 @@ class ZooRunModel(PyTorchBaseModel):
     def __init__(
         self,
         params: Mapping[str, Any],
-        model: ZooModel,
+        model: AnyModel,
         name: str,
         *,
         metrics: EvalMetrics | None = None,
         writer: PredictionWriter | None = None,
         device: torch.device | None = None,
     ) -> None:
-        self.model: ZooModel
+        self.model: AnyModel
         self._name, self._metrics, self._writer = name, metrics, writer
         super().__init__(params, model, device)
 
@@ -140,12 +131,13 @@ class _ZooRun:
 
     def read(self) -> Params:
         """The parameters: the catalog's, `--params`, `--set`, then the flags."""
+        text = COMMANDS[self._command]
         flags = parse(
             (*self._argv, *self._implied()),
             extra_args_parser_fn=lambda: [_own_flags()],
             needs_params=False,
             prog=f"openwafer {self._command}",
-            description=COMMANDS[self._command],
+            description=f"{text[0].upper()}{text[1:]}.",
         )
         own = dict(flags.extra)
         overrides = dict(flags.overrides)
@@ -235,7 +227,7 @@ class _ZooRun:
 
     def model(self, params: dict[str, Any], device: torch.device | None) -> ZooRunModel:
         mode = params["runconfig"]["mode"]
-        section = "train_input" if "train" in mode else f"{mode}_input"
+        section = "train_input" if "train" in mode else f"{mode.removesuffix('_all')}_input"
         config = self._config(params, section)
         runs = not self._runs_nothing(params)
         model = self._family.model(config) if runs else outline(self._family, config)

@@ -11,30 +11,23 @@ labels [batch, tgt_seq], all int64, masks 1 where a token is real; optionally lo
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from openwafer.config.schema import limits
 from openwafer.errors import ConfigError
 from openwafer.frontends.torch.metrics import AccuracyMetric, PerplexityMetric
 from openwafer.zoo.family import EvalMetrics
-from openwafer.zoo.model import Batch, Logits, ModelConfig, ZooModel
+from openwafer.zoo.losses import token_losses, weighted_token_loss
+from openwafer.zoo.model import RATE, SIZE, Batch, Logits, ModelConfig, ZooModel
 
-__all__ = ["Seq2SeqConfig", "Seq2SeqMetrics", "Seq2SeqModel", "positive", "rate"]
+__all__ = ["Seq2SeqConfig", "Seq2SeqMetrics", "Seq2SeqModel"]
 
-
-def positive() -> dict[str, object]:
-    """Metadata of a size."""
-    return limits(minimum=1)
-
-
-def rate() -> dict[str, object]:
-    """Metadata of a dropout rate."""
-    return limits(minimum=0.0, below=1.0)
+S = TypeVar("S", bound="Seq2SeqConfig")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +37,10 @@ class Seq2SeqConfig(ModelConfig):
     src_vocab_size, tgt_vocab_size: tokens; None or 0 for a target with the source's vocabulary.
     extra_ids: further tokens (sentinels of span corruption) after them.
     src_max_sequence_length, tgt_max_sequence_length: of the example batch, and so of compilation.
+    d_model: features; d_ff: inside the feed-forward network.
     share_encoder_decoder_embedding: one token table for source and target.
     share_embedding_weights: the output layer's weight is the target's token table.
+    use_pre_encoder_decoder_dropout: dropout on each stack's input.
     relu_dropout_rate: inside the feed-forward network; attention_dropout_rate: on attention's
         weights; None for dropout_rate.
     label_smoothing: weight of the uniform distribution in the loss.
@@ -54,17 +49,29 @@ class Seq2SeqConfig(ModelConfig):
     lm_loss_weight: a factor on the loss.
     """
 
-    src_vocab_size: int = field(metadata=positive())
+    SHORT: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "layers": ("encoder_num_hidden_layers", "decoder_num_hidden_layers"),
+        "heads": ("num_heads",),
+        "width": ("d_model",),
+    }
+
+    src_vocab_size: int = field(metadata=SIZE)
     tgt_vocab_size: int | None = field(default=None, metadata=limits(minimum=0))
     extra_ids: int = field(default=0, metadata=limits(minimum=0))
-    src_max_sequence_length: int = field(default=512, metadata=positive())
-    tgt_max_sequence_length: int = field(default=512, metadata=positive())
+    src_max_sequence_length: int = field(default=512, metadata=SIZE)
+    tgt_max_sequence_length: int = field(default=512, metadata=SIZE)
+    d_model: int = field(default=512, metadata=SIZE)
+    d_ff: int = field(default=2048, metadata=SIZE)
+    num_heads: int = field(default=8, metadata=SIZE)
+    encoder_num_hidden_layers: int = field(default=6, metadata=SIZE)
+    decoder_num_hidden_layers: int = field(default=6, metadata=SIZE)
     share_encoder_decoder_embedding: bool = True
     share_embedding_weights: bool = True
-    dropout_rate: float = field(default=0.1, metadata=rate())
-    relu_dropout_rate: float | None = field(default=None, metadata=rate())
-    attention_dropout_rate: float | None = field(default=None, metadata=rate())
-    label_smoothing: float = field(default=0.0, metadata=limits(minimum=0.0, below=1.0))
+    use_pre_encoder_decoder_dropout: bool = True
+    dropout_rate: float = field(default=0.1, metadata=RATE)
+    relu_dropout_rate: float | None = field(default=None, metadata=RATE)
+    attention_dropout_rate: float | None = field(default=None, metadata=RATE)
+    label_smoothing: float = field(default=0.0, metadata=RATE)
     loss_scaling: Literal["num_tokens", "batch_size"] = "num_tokens"
     lm_loss_weight: float = field(default=1.0, metadata=limits(above=0.0))
 
@@ -87,10 +94,8 @@ class Seq2SeqConfig(ModelConfig):
             )
 
 
-class Seq2SeqModel(ZooModel):
+class Seq2SeqModel(ZooModel[S]):
     """An encoder and a decoder; subclasses give the two."""
-
-    config: Seq2SeqConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @abstractmethod
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -121,14 +126,19 @@ class Seq2SeqModel(ZooModel):
         )
 
     def loss(self, logits: Logits, **batch: Tensor) -> Tensor:
-        losses = token_losses(logits, batch, self.config.label_smoothing)
-        weight = self.config.lm_loss_weight
+        assert isinstance(logits, Tensor)
+        config, weights = self.config, batch["decoder_attention_mask"]
+        scaling: str = config.loss_scaling
         if "loss_weight" in batch:
-            return weight * (losses * batch["loss_weight"]).sum() / losses.shape[0]
-        if self.config.loss_scaling == "batch_size":
-            return weight * losses.sum() / losses.shape[0]
-        num_tokens = batch["decoder_attention_mask"].sum().clamp(min=1)
-        return weight * losses.sum() / num_tokens
+            weights, scaling = weights * batch["loss_weight"], "batch_size"
+        return weighted_token_loss(
+            logits,
+            batch["labels"],
+            weights,
+            scaling,
+            config.lm_loss_weight,
+            label_smoothing=config.label_smoothing,
+        )
 
     def predictions(self, logits: Logits, **batch: Tensor) -> Batch:
         """The most likely token at each target position, given the right ones before it (see
@@ -177,18 +187,6 @@ class Seq2SeqModel(ZooModel):
             self.train(was_training)
 
 
-def token_losses(logits: Logits, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
-    """Cross entropy of each target token, 0 where the mask is; [batch, tgt_seq], float32."""
-    assert isinstance(logits, Tensor)
-    losses = F.cross_entropy(
-        logits.flatten(0, 1),
-        batch["labels"].flatten(),
-        reduction="none",
-        label_smoothing=label_smoothing,
-    )
-    return losses.float().view(batch["labels"].shape) * batch["decoder_attention_mask"]
-
-
 class Seq2SeqMetrics(EvalMetrics):
     """`eval/accuracy_lm` and `eval/perplexity_lm` over the real target tokens, each predicted from
     the right ones before it; `eval/accuracy_sequence`: targets with every token right, which is
@@ -204,7 +202,7 @@ class Seq2SeqMetrics(EvalMetrics):
         labels, mask = batch["labels"], batch["decoder_attention_mask"]
         predicted = logits.argmax(-1)
         self._accuracy(labels=labels, predictions=predicted, weights=mask)
-        total = token_losses(logits, batch).sum()
+        total = (token_losses(logits, labels) * mask).sum()
         self._perplexity(labels=labels, loss=total, weights=mask)
         mistakes = ((predicted != labels) * mask).sum(-1)
         self._sequence(

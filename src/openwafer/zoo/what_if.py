@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from openwafer.errors import ConfigError
+from openwafer.files import write_text
 from openwafer.plan.plan import Plan
 from openwafer.plan.sweep import Sweep, sweep
 from openwafer.zoo.run_model import plan_model
@@ -96,7 +96,12 @@ def _values(text: str, where: str) -> list[str]:
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise ConfigError(
+            f"the page cannot be written: {error.strerror}",
+            where=str(path),
+            allowed="a file in a folder that can be written to",
+            hint="another --out",
+        ) from error

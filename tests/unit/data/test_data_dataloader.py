@@ -28,7 +28,7 @@ def section(task: str, texts: Path) -> dict[str, Any]:
     sections: dict[str, dict[str, Any]] = {
         "causal_lm": {"data_dir": str(texts), "tokenizer": "byte", "max_sequence_length": 16},
         "masked_lm": {"data_dir": str(texts), "tokenizer": "byte", "max_sequence_length": 32},
-        "span_corruption": {"embedded": "counting", "src_max_sequence_length": 24},
+        "span_corruption": {"embedded": "pairs", "src_max_sequence_length": 24},
         "segmentation": {"image_shape": [8, 8, 1], "augment_data": True},
     }
     return {**sections[task], "batch_size": 5}

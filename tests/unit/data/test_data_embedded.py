@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openwafer.data import build_dataset
-from openwafer.data.chunks import package_chunks
-from openwafer.data.embedded import source_files, stdlib_text
+from openwafer.data.chunks import ordered_chunks, package_chunks
+from openwafer.data.embedded import source_files, stdlib_text, subject_text
 from openwafer.data.generated import (
     number_pairs,
     number_words,
+    paired_tokens,
     questions,
     reversal_pairs,
     summaries,
     tagged_sentences,
 )
+from openwafer.data.params import Split
+from openwafer.errors import ConfigError
 
 VALUES = {
     word: number
@@ -95,10 +99,6 @@ def test_questions_have_their_answer() -> None:
         sentence = next(s for s in question.context.split(" . ") if s.startswith(person))
         assert question.answer in sentence
     assert len({question.answer for question in found}) > 50
-    train, held_out = (
-        {(q.context, q.question) for q in questions(s, 200)} for s in ("train", "eval")
-    )
-    assert not train & held_out
 
 
 def test_names_and_summaries() -> None:
@@ -118,6 +118,47 @@ def test_names_and_summaries() -> None:
         assert labels_of == [int(subject in sentence.split()) for sentence in sentences_of]
 
 
+def paired(split: Split) -> list[Hashable]:
+    window = np.empty((2000, 24), dtype=np.int64)
+    paired_tokens(split)(window, np.arange(2000))
+    return list(map(tuple, window.tolist()))
+
+
+def pixels_of(task: str) -> Callable[[Split], list[Hashable]]:
+    def pixels(split: Split) -> list[Hashable]:
+        dataset = build_dataset(task, {}, split)
+        images = dataset.batch(np.arange(min(len(dataset), 2000)), 0)["images"]
+        return [image.numpy().tobytes() for image in images]
+
+    return pixels
+
+
+ITEMS: dict[str, Callable[[Split], list[Hashable]]] = {
+    "pairs": paired,
+    "names": lambda split: [" ".join(words) for words, _ in tagged_sentences(split, 1000)],
+    "purchases": lambda split: [(q.context, q.question) for q in questions(split, 400)],
+    "subjects": lambda split: [" ".join(texts) for texts, _ in summaries(split, 400)],
+    "numbers": lambda split: list(number_pairs(split, 400)[0]),
+    "reverse": lambda split: list(reversal_pairs(split, 400)[0]),
+    "packages": lambda split: [text for text, _ in package_chunks(split)],
+    "order": lambda split: [(first, second) for first, second, _ in ordered_chunks(split)],
+    "subjects as text": lambda split: [file.text for file in subject_text(split)],
+    "digits": pixels_of("digits"),
+    "shapes": pixels_of("segmentation"),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    # scikit-learn and all images take seconds.
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in ("digits", "shapes"))) for n in ITEMS],
+)
+def test_nothing_held_out_is_in_training(name: str) -> None:
+    train, held_out = set(ITEMS[name]("train")), set(ITEMS[name]("eval"))
+    assert len(held_out) > 40
+    assert not train & held_out
+
+
 def test_the_standard_library_is_text_and_held_out_whole() -> None:
     train, held_out = source_files("train"), source_files("eval")
     assert not {file.name for file in train} & {file.name for file in held_out}
@@ -133,7 +174,6 @@ def test_the_standard_library_is_text_and_held_out_whole() -> None:
 def test_packages_are_told_apart_by_files_of_both_splits() -> None:
     train, held_out = package_chunks("train"), package_chunks("eval")
     assert {package for _, package in train} == {package for _, package in held_out}
-    assert not {text for text, _ in train} & {text for text, _ in held_out if len(text) > 200}
     assert not any(
         "import " in line
         for text, _ in train
@@ -159,6 +199,12 @@ def test_embedded_text_trains_and_evaluates_alike(tokenizer: str) -> None:
     text = "".join(train.info.tokenizer.decode(row) for row in batch["input_ids"].numpy())
     assert text[:200] in stdlib_text("train", 30_000)[0].text
     assert train.info.bytes_per_token == pytest.approx(1.0 if tokenizer == "byte" else 2.0, rel=0.3)
+
+
+def test_an_unknown_text_is_refused() -> None:
+    with pytest.raises(ConfigError, match="embedded") as caught:
+        build_dataset("masked_lm", {"embedded": "subject"}, "train")
+    assert "did you mean `subjects`?" in str(caught.value)
 
 
 @pytest.mark.slow

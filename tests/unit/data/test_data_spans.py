@@ -24,7 +24,7 @@ def test_source_and_target_are_the_text(
     length: int, density: float, mean: float, seed: int
 ) -> None:
     params: dict[str, Any] = {
-        "embedded": "counting",
+        "embedded": "pairs",
         "src_max_sequence_length": length,
         "tgt_max_sequence_length": 80,
         "noise_density": density,
@@ -80,7 +80,7 @@ def test_published_lengths() -> None:
 
 
 def test_spans_cover_every_place() -> None:
-    params = {"embedded": "counting", "src_max_sequence_length": 32}
+    params = {"embedded": "pairs", "src_max_sequence_length": 32}
     dataset: Any = build_dataset("span_corruption", params, "train")
     noise = dataset._noise(np.arange(4000), 1)
     share = noise.mean(axis=0)
@@ -93,11 +93,11 @@ def test_spans_cover_every_place() -> None:
 def test_what_does_not_fit_is_said() -> None:
     with pytest.raises(ConfigError, match="do not fit") as caught:
         build_dataset(
-            "span_corruption", {"tgt_max_sequence_length": 5, "embedded": "counting"}, "train"
+            "span_corruption", {"tgt_max_sequence_length": 5, "embedded": "pairs"}, "train"
         )
     assert "at least" in caught.value.allowed
     with pytest.raises(ConfigError, match="sentinels"):
-        build_dataset("span_corruption", {"extra_ids": 2, "embedded": "counting"}, "train")
+        build_dataset("span_corruption", {"extra_ids": 2, "embedded": "pairs"}, "train")
     with pytest.raises(ConfigError, match="embedded"):
         build_dataset("span_corruption", {"embedded": "reverse"}, "train")
 

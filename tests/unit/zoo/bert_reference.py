@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from openwafer.zoo.family import Family
-from openwafer.zoo.model import ModelConfig, ZooModel
+from openwafer.zoo.model import AnyModel, ModelConfig
 from openwafer.zoo.weights import Rule
 
 VOCAB, WIDTH, LENGTH = 50, 24, 12
@@ -64,7 +64,7 @@ def theirs_from(family: Family, config: ModelConfig, ours: dict[str, Tensor]) ->
     return state
 
 
-def converted(family: Family, theirs: nn.Module) -> ZooModel:
+def converted(family: Family, theirs: nn.Module) -> AnyModel:
     """Our model with the weights of theirs, in evaluation form; every weight is from theirs, and
     what goes back is what came."""
     assert family.weights is not None
@@ -85,7 +85,7 @@ def converted(family: Family, theirs: nn.Module) -> ZooModel:
     return model
 
 
-def gradients_agree(family: Family, model: ZooModel, theirs: nn.Module) -> None:
+def gradients_agree(family: Family, model: AnyModel, theirs: nn.Module) -> None:
     """After both backward passes: every gradient within 1e-4 of theirs, none missing."""
     of_theirs = {name: weight.grad for name, weight in theirs.named_parameters()}
     parameters = dict(model.named_parameters())
@@ -145,7 +145,7 @@ def with_filling_rows(batch: dict[str, Tensor], count: int = 2) -> dict[str, Ten
     }
 
 
-def small(family: Family, **changes: Any) -> ZooModel:
+def small(family: Family, **changes: Any) -> AnyModel:
     """A small model of a family, in evaluation form, with weights that can be told apart."""
     sizes = {ours: THEIR_SIZES[name] for ours, name in _SIZES.items()}
     sizes["max_position_embeddings"] += 3  # for padding that a test adds

@@ -17,7 +17,12 @@ from bert_reference import (
 
 from openwafer.zoo import bert, bert_classifier, bert_ner, bert_qa, roberta
 
-transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.slow  # importing transformers takes seconds; `make test-zoo` runs it
+
+
+@pytest.fixture(scope="module")
+def transformers():
+    return pytest.importorskip("transformers")
 
 
 def agree(family, ours, theirs, batch, expected, wanted):
@@ -36,7 +41,7 @@ def tokens_of(batch):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_pretraining(tied):
+def test_pretraining(tied, transformers):
     config = transformers.BertConfig(**THEIR_SIZES, tie_word_embeddings=tied)
     config.architectures = ["BertForPreTraining"]
     theirs = transformers.BertForPreTraining(config)
@@ -54,7 +59,7 @@ def test_pretraining(tied):
     agree(bert.FAMILY, ours, theirs, batch, expected, wanted)
 
 
-def test_masked_tokens_alone():
+def test_masked_tokens_alone(transformers):
     config = transformers.BertConfig(**THEIR_SIZES)
     config.architectures = ["BertForMaskedLM"]
     theirs = transformers.BertForMaskedLM(config)
@@ -68,7 +73,7 @@ def test_masked_tokens_alone():
     agree(bert.FAMILY, ours, theirs, everywhere, expected, {"masked_lm": expected.logits})
 
 
-def test_roberta():
+def test_roberta(transformers):
     config = transformers.RobertaConfig(
         **{**THEIR_SIZES, "max_position_embeddings": LENGTH + 2}, type_vocab_size=1
     )
@@ -83,7 +88,7 @@ def test_roberta():
     agree(roberta.FAMILY, ours, theirs, batch, expected, wanted)
 
 
-def test_classifier():
+def test_classifier(transformers):
     config = transformers.BertConfig(**THEIR_SIZES, num_labels=3)
     config.architectures = ["BertForSequenceClassification"]
     theirs = transformers.BertForSequenceClassification(config)
@@ -93,7 +98,7 @@ def test_classifier():
     agree(bert_classifier.FAMILY, ours, theirs, batch, expected, expected.logits)
 
 
-def test_named_entities():
+def test_named_entities(transformers):
     config = transformers.BertConfig(**THEIR_SIZES, num_labels=5)
     config.architectures = ["BertForTokenClassification"]
     theirs = transformers.BertForTokenClassification(config)
@@ -107,7 +112,7 @@ def test_named_entities():
     agree(bert_ner.FAMILY, ours, theirs, batch, expected, expected.logits)
 
 
-def test_question_answering():
+def test_question_answering(transformers):
     config = transformers.BertConfig(**THEIR_SIZES)
     config.architectures = ["BertForQuestionAnswering"]
     theirs = transformers.BertForQuestionAnswering(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,17 @@ from openwafer.cli import main
 from openwafer.config.params import merge_flags, resolve
 from openwafer.config.yaml_file import parse_value
 from openwafer.errors import ConfigError
-from openwafer.zoo.catalog import Override, families, family_of, full_name, load, names
+from openwafer.zoo.catalog import (
+    Override,
+    families,
+    family_of,
+    full_name,
+    load,
+    model_config,
+    names,
+)
 from openwafer.zoo.listing import entries
-from openwafer.zoo.outline import outline
+from openwafer.zoo.outline import count_parameters, outline
 
 MODES = ("train", "eval", "predict")
 
@@ -141,8 +150,6 @@ def test_build_takes_short_and_long_names() -> None:
 def test_what_the_files_leave_open_comes_from_the_data() -> None:
     where = Override("train_input.tokenizer", "byte", "a test")
     family = family_of("gpt2")
-    from openwafer.zoo.catalog import model_config
-
     loaded = load("gpt2/tiny", [where, "train_input.vocab_size=null"])
     config = model_config(family, loaded.raw, loaded.locate)
     assert 256 <= config.vocab_size < 300  # type: ignore[attr-defined]
@@ -175,6 +182,18 @@ def test_the_listing(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(found)
     assert "124,439,808" in next(line for line in lines if line.startswith("gpt2/small"))
+
+
+DEEP = "bert/base fc_mnist/base gpt2/small gptj/6b linformer/base_shared_kv t5/small"
+
+
+@pytest.mark.parametrize("name", [*DEEP.split(), "transformer/base", "unet/dagm"])
+def test_layers_are_counted_as_if_they_were_built(name: str) -> None:
+    family, loaded = family_of(name), load(name)
+    config = model_config(family, loaded.raw, loaded.locate)
+    depths = {key: depth for depth, key in enumerate(config.SHORT.get("layers", ()), start=3)}
+    config = replace(config, **depths)
+    assert count_parameters(family, config) == outline(family, config).num_parameters
 
 
 @pytest.mark.slow  # several seconds

@@ -21,7 +21,7 @@ from openwafer.errors import CheckpointError, ConfigError, OpenWaferError
 from openwafer.zoo.bert.torch_model import Bert, BertConfig
 from openwafer.zoo.convert import convert, from_pretrained
 from openwafer.zoo.gpt2.torch_model import GPT2, GPT2Config
-from openwafer.zoo.model import ZooModel
+from openwafer.zoo.model import AnyModel
 
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
@@ -43,7 +43,7 @@ BERT = BertConfig(
 )
 
 
-def checkpoint(model: ZooModel, folder: Path, family: str) -> Path:
+def checkpoint(model: AnyModel, folder: Path, family: str) -> Path:
     path = folder / "ours.mdl"
     torch.save({"model": model.state_dict()}, path)
     described = {"description": f"{family}: of a test", "model": asdict(model.config)}

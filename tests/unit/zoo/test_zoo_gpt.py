@@ -22,7 +22,7 @@ from openwafer.zoo.convert import convert, from_pretrained
 from openwafer.zoo.gpt2.torch_model import GPT2, GPT2Config
 from openwafer.zoo.gptj.torch_model import GPTJ, GPTJConfig
 from openwafer.zoo.listing import entries
-from openwafer.zoo.model import Batch, ZooModel
+from openwafer.zoo.model import AnyModel, Batch
 
 SMALL: dict[str, Any] = {
     "vocab_size": 61,
@@ -43,7 +43,7 @@ CASES = {
 
 
 @pytest.fixture(params=CASES)
-def model(request: pytest.FixtureRequest) -> ZooModel:
+def model(request: pytest.FixtureRequest) -> AnyModel:
     torch.manual_seed(5)
     model = CASES[request.param]()
     with torch.no_grad():  # so that biases and norms are tested too
@@ -65,7 +65,7 @@ def padded_batch(length: int = 12) -> Batch:
     }
 
 
-def save(model: ZooModel, folder: Path) -> Path:
+def save(model: AnyModel, folder: Path) -> Path:
     """One of our checkpoints, with its parameters beside it."""
     family = "gptj" if isinstance(model, GPTJ) else "gpt2"
     path = folder / "ours.mdl"
@@ -77,7 +77,7 @@ def save(model: ZooModel, folder: Path) -> Path:
 
 @pytest.mark.slow  # importing transformers takes seconds
 def test_logits_loss_and_gradients_are_those_of_transformers(
-    model: ZooModel, tmp_path: Path
+    model: AnyModel, tmp_path: Path
 ) -> None:
     transformers = pytest.importorskip("transformers")
     checkpoint = save(model, tmp_path)
@@ -110,7 +110,7 @@ def test_logits_loss_and_gradients_are_those_of_transformers(
         torch.testing.assert_close(weight.grad, gradients[name], rtol=1e-4, atol=1e-6)
 
 
-def test_weights_come_back_exactly(model: ZooModel, tmp_path: Path) -> None:
+def test_weights_come_back_exactly(model: AnyModel, tmp_path: Path) -> None:
     result = convert(save(model, tmp_path), tmp_path / "hf")
     assert result.num_tensors > 10
     back = convert(tmp_path / "hf", tmp_path / "back.mdl")
@@ -124,7 +124,7 @@ def test_weights_come_back_exactly(model: ZooModel, tmp_path: Path) -> None:
     assert convert(back.target, tmp_path / "again").family == back.family
 
 
-def test_padding_changes_nothing(model: ZooModel) -> None:
+def test_padding_changes_nothing(model: AnyModel) -> None:
     batch = padded_batch()
     counts = batch["attention_mask"].bool()
     logits = model.logits(**batch)
@@ -154,7 +154,7 @@ def test_losses_by_tokens_and_by_sequences() -> None:
 
 
 def test_initial_weights_follow_the_seed_and_the_depth() -> None:
-    def build() -> ZooModel:
+    def build() -> AnyModel:
         torch.manual_seed(3)
         return zoo.build("gpt2/small", layers=2, vocab_size=500, hidden_size=192, filter_size=768)
 
@@ -223,7 +223,7 @@ def test_every_operation_has_a_kernel_in_both_modes(name: str) -> None:
         assert report.coverage == 1.0
 
 
-def test_metrics_are_over_the_tokens_that_count(model: ZooModel) -> None:
+def test_metrics_are_over_the_tokens_that_count(model: AnyModel) -> None:
     class Info:
         bytes_per_token = 2.0
 

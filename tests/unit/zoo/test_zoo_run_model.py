@@ -16,7 +16,7 @@ import yaml
 from openwafer.cli import main
 from openwafer.data import build_dataset
 from openwafer.zoo.catalog import build
-from openwafer.zoo.model import ZooModel
+from openwafer.zoo.model import AnyModel
 
 FORMS = {
     "plain": [],
@@ -37,7 +37,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(model_dir: Path) -> ZooModel:
+def model(model_dir: Path) -> AnyModel:
     """The same model, with the weights of the checkpoint."""
     model = build(NAME, dropout=0.1)
     contents = torch.load(model_dir / "checkpoint_40.mdl", weights_only=True)
@@ -56,7 +56,7 @@ def test_training_leaves_the_files_of_a_run(model_dir: Path) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_an_evaluation_counts_every_sample_once(
-    form: str, model_dir: Path, model: ZooModel, capsys: pytest.CaptureFixture[str]
+    form: str, model_dir: Path, model: AnyModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """360 samples in batches of 100: the last batch is filled up."""
     samples = build_dataset("digits", {}, "eval")
@@ -74,7 +74,7 @@ def test_an_evaluation_counts_every_sample_once(
 
 @pytest.mark.parametrize("form", FORMS)
 def test_predictions_are_written_for_every_sample(
-    form: str, model_dir: Path, model: ZooModel, tmp_path: Path
+    form: str, model_dir: Path, model: AnyModel, tmp_path: Path
 ) -> None:
     samples = build_dataset("digits", {}, "predict")
     logits = model.logits(**samples.batch(range(len(samples)), 0))

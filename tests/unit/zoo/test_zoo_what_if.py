@@ -8,6 +8,7 @@ import pytest
 
 from openwafer.cli import main
 from openwafer.errors import ConfigError
+from openwafer.zoo import what_if
 from openwafer.zoo.what_if import sweep_model
 
 
@@ -33,3 +34,10 @@ def test_one_plan_for_each_combination(
 def test_settings_without_values(setting: str) -> None:
     with pytest.raises(ConfigError):
         sweep_model("gpt2/tiny", [setting], {})
+
+
+def test_a_page_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ConfigError, match="the page cannot be written") as caught:
+        what_if._write(tmp_path / "file" / "page.html", "text")
+    assert "--out" in str(caught.value)

@@ -24,6 +24,7 @@ from openwafer.plan.validation import ValidationReport
 __all__ = ["compile", "validate"]
 
 RequestedMode = Literal["auto", "layer_pipelined", "weight_streaming"]
+ComputeDtype = torch.dtype | Literal["auto"] | None
 _MODES = ("auto", "layer_pipelined", "weight_streaming")
 
 
@@ -33,6 +34,7 @@ def validate(
     *,
     execution_mode: RequestedMode = "auto",
     training: bool = True,
+    compute_dtype: ComputeDtype = "auto",
 ) -> ValidationReport:
     """Say which kernels a model runs on, and explain every operation that has none.
 
@@ -42,6 +44,8 @@ def validate(
             the scalar returned, its `.loss` or `["loss"]`, or the first item.
         example_batch: shapes and dtypes count, values do not.
         training: match the training form (dropout, batch statistics) or the evaluation form.
+        compute_dtype: what torch.autocast computes in; None for no mixed precision. "auto" is the
+            model's attribute `compute_dtype`, which models of the zoo have, else None.
 
     Returns:
         A report with `.ok`, `.coverage`, `.kernels`, `.refusals`; `print(report)` explains.
@@ -49,7 +53,7 @@ def validate(
     Raises:
         CaptureError: the model cannot be captured as a static graph.
     """
-    program = _capture(model, example_batch, execution_mode, training)
+    program = _capture(model, example_batch, execution_mode, training, compute_dtype)
     return validate_program(program, choose_mode(execution_mode, program, torch.device("cpu")))
 
 
@@ -62,8 +66,9 @@ def compile(
     batch_size: int | None = None,
     training: bool = True,
     compile_dir: str | Path | None = None,
+    compute_dtype: ComputeDtype = "auto",
 ) -> Plan:
-    """Plan a model for a machine; see `validate` for `model` and `example_batch`.
+    """Plan a model for a machine; see `validate` for `model`, `example_batch` and `compute_dtype`.
 
     Args:
         machine: a machine's name, or the path of a specification.
@@ -78,7 +83,7 @@ def compile(
         ConfigError: unknown machine or mode, or a wrong batch size.
     """
     batch = example_batch if batch_size is None else _resized(example_batch, batch_size)
-    program = _capture(model, batch, execution_mode, training)
+    program = _capture(model, batch, execution_mode, training, compute_dtype)
     return compile_program(
         program,
         machine=load_machine(machine),
@@ -87,14 +92,27 @@ def compile(
     ).plan
 
 
-def _capture(model: nn.Module, batch: Any, execution_mode: str, training: bool) -> Program:
+def _capture(
+    model: nn.Module,
+    batch: Any,
+    execution_mode: str,
+    training: bool,
+    compute_dtype: ComputeDtype,
+) -> Program:
     if execution_mode not in _MODES:
         raise ConfigError(
             f"unknown execution_mode {execution_mode!r}",
             allowed=", ".join(_MODES),
             hint=nearest(execution_mode, _MODES),
         )
-    return capture_module(model, batch, training=training).program
+    if compute_dtype == "auto":
+        compute_dtype = getattr(model, "compute_dtype", None)
+    if compute_dtype not in (None, torch.bfloat16, torch.float16):
+        raise ConfigError(
+            f"compute_dtype is {compute_dtype!r}",
+            allowed='torch.bfloat16, torch.float16, None, or "auto"',
+        )
+    return capture_module(model, batch, training=training, autocast_dtype=compute_dtype).program
 
 
 def _resized(batch: Any, batch_size: int) -> Any:

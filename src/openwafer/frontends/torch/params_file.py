@@ -5,8 +5,6 @@ Decides its place and form. Does not decide what the parameters are (config/).
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import yaml
 
 from openwafer.config.params import Params
 from openwafer.errors import ConfigError
+from openwafer.files import write_text
 
 __all__ = ["write_params"]
 
@@ -24,17 +23,10 @@ def write_params(params: Params, mode: str) -> Path:
     Raises:
         ConfigError: model_dir cannot be written.
     """
-    folder = params.runconfig.model_dir / mode
-    path = folder / f"params_{mode}.yaml"
-    temporary = folder / f".params_{mode}.yaml.{os.getpid()}"
+    path = params.runconfig.model_dir / mode / f"params_{mode}.yaml"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "w", encoding="utf-8") as file:
-            yaml.safe_dump(_plain(params.raw), file, sort_keys=False)
-        temporary.replace(path)
+        write_text(path, yaml.safe_dump(_plain(params.raw), sort_keys=False))
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise ConfigError(
             f"the run's folder cannot be written: {error.strerror}",
             where=str(path),

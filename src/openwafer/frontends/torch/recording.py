@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from openwafer.files import replacing
 from openwafer.frontends.torch.capture import flatten_batch
 from openwafer.runtime.executor import Batch
 from openwafer.train.hooks import Hooks
@@ -111,8 +112,5 @@ def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
 
 
 def _write_npz(path: Path, arrays: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    with open(temporary, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
-    temporary.replace(path)

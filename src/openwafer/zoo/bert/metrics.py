@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
-
 from openwafer.frontends.torch.metrics import AccuracyMetric, PerplexityMetric
 from openwafer.zoo.bert.torch_model import rows_that_count
 from openwafer.zoo.family import EvalMetrics
+from openwafer.zoo.losses import token_losses
 from openwafer.zoo.model import Batch, Logits, ModelConfig
 
 __all__ = ["PretrainingMetrics"]
@@ -26,11 +25,9 @@ class PretrainingMetrics(EvalMetrics):
         """Logits, masks and labels are those of `Bert`."""
         assert isinstance(logits, dict)
         tokens, labels, weights = logits["masked_lm"], batch["labels"], batch["masked_lm_mask"]
-        losses = F.cross_entropy(
-            tokens.flatten(0, 1), labels.reshape(-1).long(), reduction="none"
-        ).reshape(labels.shape)
+        total = (token_losses(tokens, labels) * weights).sum()
         self.masked_lm(labels=labels, predictions=tokens.argmax(-1), weights=weights)
-        self.perplexity(labels=labels, loss=(losses * weights).sum(), weights=weights)
+        self.perplexity(labels=labels, loss=total, weights=weights)
         if "next_sentence" in logits:
             self.next_sentence(
                 labels=batch["next_sentence_label"].reshape(-1),

@@ -21,11 +21,10 @@ from openwafer.layers import EmbeddingLayer, TransformerEncoder, TransformerEnco
 from openwafer.layers.activations import get_activation
 from openwafer.layers.initializers import Initializer, create_initializer
 from openwafer.layers.masks import MASKED_LOGIT
-from openwafer.zoo.model import Batch, Logits, ModelConfig, ZooModel
+from openwafer.zoo.losses import weighted_loss, weighted_token_loss
+from openwafer.zoo.model import RATE, SIZE, Batch, Logits, ModelConfig, ZooModel
 
 __all__ = [
-    "RATE",
-    "SIZE",
     "Backbone",
     "BackboneConfig",
     "Bert",
@@ -34,12 +33,7 @@ __all__ = [
     "initial_linear",
     "normal_initializer",
     "rows_that_count",
-    "weighted_loss",
 ]
-
-SIZE = limits(minimum=1)
-RATE = limits(minimum=0.0, below=1.0)
-"""Metadata of sizes and of dropout rates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +147,10 @@ class Backbone(nn.Module):
         padding = (attention_mask == 0).to(torch.float32) * MASKED_LOGIT
         return self.encoder(hidden, src_key_padding_mask=padding)
 
+    def hidden(self, batch: Batch) -> Tensor:
+        """`forward` of a batch's input_ids, attention_mask and, if it has some, token_type_ids."""
+        return self(batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids"))
+
     def pooled(self, hidden: Tensor) -> Tensor:
         """The sequence as one vector, from its first token: [batch, hidden]."""
         assert self.pooler is not None, "this backbone was built without a pooler"
@@ -206,23 +204,6 @@ def rows_that_count(attention_mask: Tensor) -> Tensor:
     return attention_mask[:, 0]
 
 
-def weighted_loss(
-    losses: Tensor, weights: Tensor, scaling: str, loss_weight: float = 1.0
-) -> Tensor:
-    """Losses of the predictions that count, reduced to a scalar, float32.
-
-    Args:
-        losses, weights: of one shape, [batch, ...]; weight 0 leaves a prediction out.
-        scaling: `num_tokens` divides the sum by the sum of the weights (the mean), `batch_size` by
-            the number of samples.
-        loss_weight: a factor.
-    """
-    counted = weights.to(torch.float32)
-    total = (losses.to(torch.float32) * counted).sum()
-    divisor = counted.sum().clamp(min=1.0) if scaling == "num_tokens" else float(losses.shape[0])
-    return total / divisor * loss_weight
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BertConfig(BackboneConfig):
     """The `model` section of BERT's pre-training.
@@ -274,7 +255,7 @@ class MaskedTokenHead(nn.Module):
         return F.linear(hidden, token_table if self.table is None else self.table, self.bias)
 
 
-class Bert(ZooModel):
+class Bert(ZooModel[BertConfig]):
     """BERT with its pre-training heads.
 
     Args:
@@ -282,8 +263,7 @@ class Bert(ZooModel):
     """
 
     def __init__(self, config: BertConfig, encoder: nn.Module | None = None) -> None:
-        super().__init__()
-        self.config: BertConfig = config  # pyright: ignore[reportIncompatibleVariableOverride]
+        super().__init__(config)
         self.backbone = Backbone(config, with_pooler=not config.disable_nsp, encoder=encoder)
         self.masked_token_head = MaskedTokenHead(config)
         self.next_sentence_head = None
@@ -298,9 +278,7 @@ class Bert(ZooModel):
         Batch: input_ids, attention_mask, token_type_ids [batch, seq]; masked_lm_positions
         [batch, masked], without which every position is predicted.
         """
-        hidden = self.backbone(
-            batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids")
-        )
+        hidden = self.backbone.hidden(batch)
         masked = hidden
         if "masked_lm_positions" in batch:
             positions = batch["masked_lm_positions"].long()
@@ -326,20 +304,18 @@ class Bert(ZooModel):
         return loss + weighted_loss(losses, rows_that_count(batch["attention_mask"]), "num_tokens")
 
     def _masked_lm_loss(self, logits: Tensor, **batch: Tensor) -> Tensor:
-        labels, weights = batch["labels"], batch["masked_lm_mask"]
-        losses = F.cross_entropy(
-            logits.flatten(0, 1), labels.reshape(-1).long(), reduction="none"
-        ).reshape(labels.shape)
-        scaling = self.config.mlm_loss_scaling
+        weights, scaling = batch["masked_lm_mask"], self.config.mlm_loss_scaling
         if scaling != "num_tokens" and "mlm_loss_scale" in batch:
-            losses = losses * batch["mlm_loss_scale"]
+            weights = weights * batch["mlm_loss_scale"]
         elif scaling == "precomputed_num_masked":
             raise ConfigError(
                 "mlm_loss_scaling is precomputed_num_masked, and the batch has no mlm_loss_scale",
                 where="model.mlm_loss_scaling",
                 allowed="num_tokens, batch_size, or an input with dynamic_mlm_scale: True",
             )
-        return weighted_loss(losses, weights, scaling, self.config.mlm_loss_weight)
+        return weighted_token_loss(
+            logits, batch["labels"], weights, scaling, self.config.mlm_loss_weight
+        )
 
     def example_batch(self, batch_size: int) -> Batch:
         """Random tokens; the batch of the documented BERT input."""

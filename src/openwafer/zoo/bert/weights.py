@@ -22,6 +22,7 @@ __all__ = [
     "backbone_config_from",
     "backbone_config_to",
     "backbone_rules",
+    "head_dropout_from",
     "linear_rules",
     "masked_token_rules",
     "num_labels_from",
@@ -182,6 +183,12 @@ def backbone_config_to(
         **values,
         "tie_word_embeddings": True,
     }
+
+
+def head_dropout_from(theirs: Mapping[str, Any]) -> float:
+    """The rate before a classifier; the encoder's where it has none of its own."""
+    rate = theirs.get("classifier_dropout")
+    return backbone_config_from(theirs).get("dropout_rate", 0.1) if rate is None else rate
 
 
 def num_labels_from(theirs: Mapping[str, Any]) -> int:

@@ -10,16 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openwafer.zoo.bert.torch_model import (
-    RATE,
-    SIZE,
     Backbone,
     BackboneConfig,
     example_tokens,
     initial_linear,
     rows_that_count,
-    weighted_loss,
 )
-from openwafer.zoo.model import Batch, Logits, ZooModel
+from openwafer.zoo.losses import weighted_loss
+from openwafer.zoo.model import RATE, SIZE, Batch, Logits, ZooModel
 
 __all__ = ["BertClassifier", "BertClassifierConfig"]
 
@@ -38,21 +36,18 @@ class BertClassifierConfig(BackboneConfig):
     problem_type: Literal["single_label_classification"] = "single_label_classification"
 
 
-class BertClassifier(ZooModel):
+class BertClassifier(ZooModel[BertClassifierConfig]):
     """A class for each text, from its pooled first token."""
 
     def __init__(self, config: BertClassifierConfig) -> None:
-        super().__init__()
-        self.config: BertClassifierConfig = config  # pyright: ignore[reportIncompatibleVariableOverride]
+        super().__init__(config)
         self.backbone = Backbone(config, with_pooler=True)
         self.dropout = nn.Dropout(config.task_dropout)
         self.classifier = initial_linear(config, config.hidden_size, config.num_labels)
 
     def logits(self, **batch: Tensor) -> Logits:
         """[batch, num_labels], from input_ids, attention_mask, token_type_ids [batch, seq]."""
-        hidden = self.backbone(
-            batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids")
-        )
+        hidden = self.backbone.hidden(batch)
         return self.classifier(self.dropout(self.backbone.pooled(hidden)))
 
     def loss(self, logits: Logits, **batch: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from openwafer.zoo.bert.weights import (
     backbone_config_from,
     backbone_config_to,
     backbone_rules,
+    head_dropout_from,
     linear_rules,
     num_labels_from,
     num_labels_to,
@@ -26,8 +27,7 @@ def _rules(config: ModelConfig) -> tuple[Rule, ...]:
 
 def _config_from(theirs: Mapping[str, Any]) -> dict[str, Any]:
     ours = {**backbone_config_from(theirs), "num_labels": num_labels_from(theirs)}
-    dropout = theirs.get("classifier_dropout")
-    return {**ours, "task_dropout": ours.get("dropout_rate", 0.1) if dropout is None else dropout}
+    return {**ours, "task_dropout": head_dropout_from(theirs)}
 
 
 def _config_to(config: ModelConfig) -> dict[str, Any]:

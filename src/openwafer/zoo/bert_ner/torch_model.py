@@ -6,20 +6,17 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openwafer.config.schema import limits
 from openwafer.zoo.bert.torch_model import (
-    RATE,
-    SIZE,
     Backbone,
     BackboneConfig,
     example_tokens,
     initial_linear,
-    weighted_loss,
 )
-from openwafer.zoo.model import Batch, Logits, ZooModel
+from openwafer.zoo.losses import weighted_token_loss
+from openwafer.zoo.model import RATE, SIZE, Batch, Logits, ZooModel
 
 __all__ = ["BertNer", "BertNerConfig"]
 
@@ -40,32 +37,26 @@ class BertNerConfig(BackboneConfig):
     loss_weight: float = field(default=1.0, metadata=limits(above=0.0))
 
 
-class BertNer(ZooModel):
+class BertNer(ZooModel[BertNerConfig]):
     """A label for each token."""
 
     def __init__(self, config: BertNerConfig) -> None:
-        super().__init__()
-        self.config: BertNerConfig = config  # pyright: ignore[reportIncompatibleVariableOverride]
+        super().__init__(config)
         self.backbone = Backbone(config, with_pooler=False)
         self.dropout = nn.Dropout(config.encoder_output_dropout_rate)
         self.classifier = initial_linear(config, config.hidden_size, config.num_classes)
 
     def logits(self, **batch: Tensor) -> Logits:
         """[batch, seq, num_classes], from input_ids, attention_mask, token_type_ids."""
-        hidden = self.backbone(
-            batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids")
-        )
-        return self.classifier(self.dropout(hidden))
+        return self.classifier(self.dropout(self.backbone.hidden(batch)))
 
     def loss(self, logits: Logits, **batch: Tensor) -> Tensor:
         """Cross entropy with labels [batch, seq] where loss_mask [batch, seq] is 1."""
         assert isinstance(logits, Tensor)
-        labels = batch["labels"]
-        losses = F.cross_entropy(
-            logits.flatten(0, 1), labels.reshape(-1).long(), reduction="none"
-        ).reshape(labels.shape)
         config = self.config
-        return weighted_loss(losses, batch["loss_mask"], config.loss_scaling, config.loss_weight)
+        return weighted_token_loss(
+            logits, batch["labels"], batch["loss_mask"], config.loss_scaling, config.loss_weight
+        )
 
     def example_batch(self, batch_size: int) -> Batch:
         """Random tokens and labels."""

@@ -9,6 +9,7 @@ from openwafer.zoo.bert.weights import (
     backbone_config_from,
     backbone_config_to,
     backbone_rules,
+    head_dropout_from,
     linear_rules,
     num_labels_from,
     num_labels_to,
@@ -26,9 +27,7 @@ def _rules(config: ModelConfig) -> tuple[Rule, ...]:
 
 def _config_from(theirs: Mapping[str, Any]) -> dict[str, Any]:
     ours = {**backbone_config_from(theirs), "num_classes": num_labels_from(theirs)}
-    dropout = theirs.get("classifier_dropout")
-    rate = ours.get("dropout_rate", 0.1) if dropout is None else dropout
-    return {**ours, "encoder_output_dropout_rate": rate}
+    return {**ours, "encoder_output_dropout_rate": head_dropout_from(theirs)}
 
 
 def _config_to(config: ModelConfig) -> dict[str, Any]:

@@ -9,14 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openwafer.zoo.bert.torch_model import (
-    SIZE,
     Backbone,
     BackboneConfig,
     example_tokens,
     initial_linear,
-    weighted_loss,
 )
-from openwafer.zoo.model import Batch, Logits, ZooModel
+from openwafer.zoo.losses import weighted_loss
+from openwafer.zoo.model import SIZE, Batch, Logits, ZooModel
 
 __all__ = ["BertQA", "BertQAConfig"]
 
@@ -31,21 +30,17 @@ class BertQAConfig(BackboneConfig):
     max_answer_length: int = field(default=30, metadata=SIZE)
 
 
-class BertQA(ZooModel):
+class BertQA(ZooModel[BertQAConfig]):
     """A start and an end for each question."""
 
     def __init__(self, config: BertQAConfig) -> None:
-        super().__init__()
-        self.config: BertQAConfig = config  # pyright: ignore[reportIncompatibleVariableOverride]
+        super().__init__(config)
         self.backbone = Backbone(config, with_pooler=False)
         self.classifier = initial_linear(config, config.hidden_size, 2)
 
     def logits(self, **batch: Tensor) -> Logits:
         """`start` and `end` [batch, seq], from input_ids, attention_mask, token_type_ids."""
-        hidden = self.backbone(
-            batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids")
-        )
-        both = self.classifier(hidden)
+        both = self.classifier(self.backbone.hidden(batch))
         return {"start": both[..., 0], "end": both[..., 1]}
 
     def loss(self, logits: Logits, **batch: Tensor) -> Tensor:

@@ -15,15 +15,13 @@ from torch import Tensor, nn
 
 from openwafer.config.schema import limits
 from openwafer.zoo.bert.torch_model import (
-    RATE,
-    SIZE,
     Backbone,
     BackboneConfig,
     example_tokens,
     initial_linear,
-    weighted_loss,
 )
-from openwafer.zoo.model import Batch, Logits, ZooModel
+from openwafer.zoo.losses import weighted_loss
+from openwafer.zoo.model import RATE, SIZE, Batch, Logits, ZooModel
 
 __all__ = ["BertSummarization", "BertSummarizationConfig"]
 
@@ -44,12 +42,11 @@ class BertSummarizationConfig(BackboneConfig):
     max_cls_tokens: int = field(default=50, metadata=SIZE)
 
 
-class BertSummarization(ZooModel):
+class BertSummarization(ZooModel[BertSummarizationConfig]):
     """A score for each sentence."""
 
     def __init__(self, config: BertSummarizationConfig) -> None:
-        super().__init__()
-        self.config: BertSummarizationConfig = config  # pyright: ignore[reportIncompatibleVariableOverride]
+        super().__init__(config)
         self.backbone = Backbone(config, with_pooler=False)
         self.dropout = nn.Dropout(config.encoder_output_dropout_rate)
         self.classifier = initial_linear(config, config.hidden_size, 1)
@@ -60,9 +57,7 @@ class BertSummarization(ZooModel):
         Batch: input_ids, attention_mask, token_type_ids [batch, seq]; cls_indices
         [batch, sentences], where the sentences begin.
         """
-        hidden = self.backbone(
-            batch["input_ids"], batch["attention_mask"], batch.get("token_type_ids")
-        )
+        hidden = self.backbone.hidden(batch)
         places = batch["cls_indices"].long()[..., None].expand(-1, -1, hidden.shape[-1])
         return self.classifier(self.dropout(hidden.gather(1, places)))[..., 0]
 

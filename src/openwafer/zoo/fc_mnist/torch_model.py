@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from openwafer.config.schema import limits
 from openwafer.layers import get_activation
-from openwafer.zoo.model import Batch, Logits, ModelConfig, ZooModel
+from openwafer.zoo.losses import weighted_loss
+from openwafer.zoo.model import RATE, SIZE, Batch, Logits, ModelConfig, ZooModel
 
 __all__ = ["FcMnistConfig", "FcMnistModel", "row_weights"]
 
@@ -34,21 +35,20 @@ class FcMnistConfig(ModelConfig):
         "width": ("hidden_size",),
     }
 
-    hidden_size: int = field(default=50, metadata=limits(minimum=1))
+    hidden_size: int = field(default=50, metadata=SIZE)
     depth: int = field(default=10, metadata=limits(minimum=0))
-    hidden_sizes: tuple[int, ...] | None = field(default=None, metadata=limits(minimum=1))
-    dropout: float = field(default=0.0, metadata=limits(minimum=0.0, below=1.0))
+    hidden_sizes: tuple[int, ...] | None = field(default=None, metadata=SIZE)
+    dropout: float = field(default=0.0, metadata=RATE)
     activation_fn: str = "relu"
-    image_shape: tuple[int, ...] = field(default=(1, 28, 28), metadata=limits(minimum=1))
+    image_shape: tuple[int, ...] = field(default=(1, 28, 28), metadata=SIZE)
     num_classes: int = field(default=10, metadata=limits(minimum=2))
 
 
-class FcMnistModel(ZooModel):
+class FcMnistModel(ZooModel[FcMnistConfig]):
     """images [batch, pixels] float32, 0 to 1; labels [batch] int64."""
 
     def __init__(self, config: FcMnistConfig) -> None:
-        super().__init__()
-        self.config: FcMnistConfig = config  # pyright: ignore[reportIncompatibleVariableOverride]
+        super().__init__(config)
         hidden = config.hidden_sizes
         if hidden is None:
             hidden = (config.hidden_size,) * config.depth
@@ -72,7 +72,7 @@ class FcMnistModel(ZooModel):
         if weights is None:
             return F.cross_entropy(logits, batch["labels"]).float()
         losses = F.cross_entropy(logits, batch["labels"], reduction="none")
-        return (losses.float() * weights).sum() / weights.sum().clamp(min=1)
+        return weighted_loss(losses, weights, "num_tokens")
 
     def example_batch(self, batch_size: int) -> Batch:
         pixels, device = math.prod(self.config.image_shape), self.device

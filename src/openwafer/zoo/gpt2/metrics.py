@@ -5,8 +5,6 @@ from __future__ import annotations
 import gzip
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from openwafer.data.tokenizers import Tokenizer
@@ -17,6 +15,7 @@ from openwafer.frontends.torch.metrics import (
     PerplexityMetric,
 )
 from openwafer.zoo.family import EvalMetrics
+from openwafer.zoo.losses import token_losses
 from openwafer.zoo.model import Batch, Logits, ModelConfig
 
 __all__ = ["GzipMetric", "NextTokenMetrics"]
@@ -41,8 +40,7 @@ class NextTokenMetrics(EvalMetrics):
     def update(self, logits: Logits, batch: Batch) -> None:
         assert isinstance(logits, Tensor)
         labels, mask = batch["labels"], batch["attention_mask"]
-        losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-        total = (losses.to(torch.float32) * mask.flatten().to(torch.float32)).sum()
+        total = (token_losses(logits, labels) * mask).sum()
         self._accuracy(labels=labels, predictions=logits.argmax(-1), weights=mask)
         self._perplexity(labels=labels, loss=total, weights=mask)
         if self._bits is not None:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openwafer.config.schema import limits
@@ -24,12 +23,10 @@ from openwafer.layers import (
     create_autoregressive_mask,
 )
 from openwafer.layers.masks import MASKED_LOGIT
-from openwafer.zoo.model import Batch, Logits, ModelConfig, ZooModel
+from openwafer.zoo.losses import weighted_token_loss
+from openwafer.zoo.model import RATE, SIZE, Batch, Logits, ModelConfig, ZooModel
 
-__all__ = ["GPT2", "GPT2Config", "causal_bias", "example_tokens", "next_token_loss"]
-
-_SIZE = limits(minimum=1)
-_RATE = limits(minimum=0.0, below=1.0)
+__all__ = ["GPT2", "GPT2Config", "causal_bias", "example_tokens"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +48,12 @@ class GPT2Config(ModelConfig):
         "heads": ("num_heads",),
     }
 
-    vocab_size: int = field(default=50257, metadata=_SIZE)
-    max_position_embeddings: int = field(default=1024, metadata=_SIZE)
-    hidden_size: int = field(default=768, metadata=_SIZE)
-    num_hidden_layers: int = field(default=12, metadata=_SIZE)
-    num_heads: int = field(default=12, metadata=_SIZE)
-    filter_size: int = field(default=3072, metadata=_SIZE)
+    vocab_size: int = field(default=50257, metadata=SIZE)
+    max_position_embeddings: int = field(default=1024, metadata=SIZE)
+    hidden_size: int = field(default=768, metadata=SIZE)
+    num_hidden_layers: int = field(default=12, metadata=SIZE)
+    num_heads: int = field(default=12, metadata=SIZE)
+    filter_size: int = field(default=3072, metadata=SIZE)
     nonlinearity: str = "gelu_new"
     position_embedding_type: Literal["learned", "fixed"] = "learned"
     use_position_embedding: bool = True
@@ -66,16 +63,16 @@ class GPT2Config(ModelConfig):
     use_projection_bias_in_attention: bool = True
     use_ffn_bias_in_attention: bool = True
     use_ffn_bias: bool = True
-    dropout_rate: float = field(default=0.1, metadata=_RATE)
-    embedding_dropout_rate: float | None = field(default=None, metadata=_RATE)
-    attention_dropout_rate: float = field(default=0.1, metadata=_RATE)
+    dropout_rate: float = field(default=0.1, metadata=RATE)
+    embedding_dropout_rate: float | None = field(default=None, metadata=RATE)
+    attention_dropout_rate: float = field(default=0.1, metadata=RATE)
     layer_norm_epsilon: float = field(default=1e-5, metadata=limits(above=0.0))
     initializer_range: float = field(default=0.02, metadata=limits(minimum=0.0))
     loss_scaling: Literal["num_tokens", "batch_size"] = "num_tokens"
     loss_weight: float = 1.0
 
 
-class GPT2(ZooModel):
+class GPT2(ZooModel[GPT2Config]):
     """input_ids [batch, seq] → logits [batch, seq, vocab_size].
 
     Sequences are padded on the right, so the causal mask alone keeps padding from the tokens that
@@ -83,8 +80,7 @@ class GPT2(ZooModel):
     """
 
     def __init__(self, config: GPT2Config) -> None:
-        super().__init__()
-        self.config: GPT2Config = config  # pyright: ignore[reportIncompatibleVariableOverride]
+        super().__init__(config)
         self.embedding_layer = EmbeddingLayer(
             config.vocab_size,
             config.hidden_size,
@@ -144,13 +140,17 @@ class GPT2(ZooModel):
     def loss(self, logits: Logits, **batch: Tensor) -> Tensor:
         assert isinstance(logits, Tensor)
         config = self.config
-        loss = next_token_loss(
-            logits, batch["labels"], batch["attention_mask"], scaling=config.loss_scaling
+        return weighted_token_loss(
+            logits,
+            batch["labels"],
+            batch["attention_mask"],
+            config.loss_scaling,
+            config.loss_weight,
         )
-        return loss * config.loss_weight
 
     def example_batch(self, batch_size: int) -> Batch:
-        return example_tokens(self, batch_size)
+        shape = (batch_size, self.config.max_position_embeddings)
+        return example_tokens(shape, self.config.vocab_size, self.device)
 
 
 def causal_bias(hidden: Tensor) -> Tensor:
@@ -159,33 +159,13 @@ def causal_bias(hidden: Tensor) -> Tensor:
     return future * MASKED_LOGIT
 
 
-def next_token_loss(logits: Tensor, labels: Tensor, mask: Tensor, *, scaling: str) -> Tensor:
-    """Cross entropy of the labels that count, 0-d float32.
-
-    Args:
-        logits: [batch, seq, vocab].
-        labels: [batch, seq], already shifted by one.
-        mask: [batch, seq], 1 where a label counts.
-        scaling: `num_tokens` (a mean) or `batch_size` (the sum by the number of sequences).
-    """
-    losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-    counted = mask.flatten().to(torch.float32)
-    total = (losses.to(torch.float32) * counted).sum()
-    if scaling == "batch_size":
-        return total / labels.shape[0]
-    return total / counted.sum().clamp(min=1.0)
-
-
-def example_tokens(model: ZooModel, batch_size: int) -> Batch:
-    """A random batch for a next-token model with `vocab_size` and `max_position_embeddings`."""
-    config = model.config
-    assert isinstance(config, GPT2Config)
-    shape = (batch_size, config.max_position_embeddings)
+def example_tokens(shape: tuple[int, int], vocab_size: int, device: torch.device) -> Batch:
+    """A random batch of next-token prediction, [batch, seq], without padding."""
 
     def tokens() -> Tensor:
-        return torch.randint(0, config.vocab_size, shape, device=model.device)
+        return torch.randint(0, vocab_size, shape, device=device)
 
-    ones = torch.ones(shape, dtype=torch.int64, device=model.device)
+    ones = torch.ones(shape, dtype=torch.int64, device=device)
     return {"input_ids": tokens(), "attention_mask": ones, "labels": tokens()}
 
 

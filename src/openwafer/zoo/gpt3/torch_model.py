@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from openwafer.config.schema import limits
 from openwafer.zoo.gpt2.torch_model import GPT2, GPT2Config
+from openwafer.zoo.model import SIZE
 
 __all__ = ["GPT3", "GPT3Config"]
 
@@ -17,7 +17,7 @@ __all__ = ["GPT3", "GPT3Config"]
 class GPT3Config(GPT2Config):
     """The `model` section: the keys of GPT-2."""
 
-    max_position_embeddings: int = field(default=2048, metadata=limits(minimum=1))
+    max_position_embeddings: int = field(default=2048, metadata=SIZE)
 
 
 class GPT3(GPT2):

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 
 from openwafer.config.schema import limits
@@ -20,13 +19,11 @@ from openwafer.layers import (
     MultiheadAttention,
     RotaryPositionEmbeddingHelper,
 )
-from openwafer.zoo.gpt2.torch_model import causal_bias, next_token_loss
-from openwafer.zoo.model import Batch, Logits, ModelConfig, ZooModel
+from openwafer.zoo.gpt2.torch_model import causal_bias, example_tokens
+from openwafer.zoo.losses import weighted_token_loss
+from openwafer.zoo.model import RATE, SIZE, Batch, Logits, ModelConfig, ZooModel
 
 __all__ = ["GPTJ", "GPTJConfig"]
-
-_SIZE = limits(minimum=1)
-_RATE = limits(minimum=0.0, below=1.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +41,12 @@ class GPTJConfig(ModelConfig):
         "heads": ("num_heads",),
     }
 
-    vocab_size: int = field(default=50400, metadata=_SIZE)
-    max_position_embeddings: int = field(default=2048, metadata=_SIZE)
-    hidden_size: int = field(default=4096, metadata=_SIZE)
-    num_hidden_layers: int = field(default=28, metadata=_SIZE)
-    num_heads: int = field(default=16, metadata=_SIZE)
-    filter_size: int = field(default=16384, metadata=_SIZE)
+    vocab_size: int = field(default=50400, metadata=SIZE)
+    max_position_embeddings: int = field(default=2048, metadata=SIZE)
+    hidden_size: int = field(default=4096, metadata=SIZE)
+    num_hidden_layers: int = field(default=28, metadata=SIZE)
+    num_heads: int = field(default=16, metadata=SIZE)
+    filter_size: int = field(default=16384, metadata=SIZE)
     rotary_dim: int = field(default=64, metadata=limits(minimum=2))
     nonlinearity: str = "gelu_new"
     share_embedding_weights: bool = False
@@ -58,9 +55,9 @@ class GPTJConfig(ModelConfig):
     use_ffn_bias_in_attention: bool = False
     use_ffn_bias: bool = True
     use_untied_layer_norm: bool = False
-    embedding_dropout_rate: float = field(default=0.0, metadata=_RATE)
-    residual_dropout_rate: float = field(default=0.0, metadata=_RATE)
-    attention_dropout_rate: float = field(default=0.0, metadata=_RATE)
+    embedding_dropout_rate: float = field(default=0.0, metadata=RATE)
+    residual_dropout_rate: float = field(default=0.0, metadata=RATE)
+    attention_dropout_rate: float = field(default=0.0, metadata=RATE)
     layer_norm_epsilon: float = field(default=1e-5, metadata=limits(above=0.0))
     initializer_range: float = field(default=0.02, metadata=limits(minimum=0.0))
     loss_scaling: Literal["num_tokens", "batch_size"] = "num_tokens"
@@ -107,15 +104,14 @@ class GPTJBlock(nn.Module):
         return self.dropout1(attended) + network + hidden
 
 
-class GPTJ(ZooModel):
+class GPTJ(ZooModel[GPTJConfig]):
     """input_ids [batch, seq] → logits [batch, seq, vocab_size].
 
     Sequences are padded on the right, as for GPT-2.
     """
 
     def __init__(self, config: GPTJConfig) -> None:
-        super().__init__()
-        self.config: GPTJConfig = config  # pyright: ignore[reportIncompatibleVariableOverride]
+        super().__init__(config)
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.drop_embd = nn.Dropout(config.embedding_dropout_rate)
         self.layers = nn.ModuleList(GPTJBlock(config) for _ in range(config.num_hidden_layers))
@@ -148,19 +144,17 @@ class GPTJ(ZooModel):
     def loss(self, logits: Logits, **batch: Tensor) -> Tensor:
         assert isinstance(logits, Tensor)
         config = self.config
-        loss = next_token_loss(
-            logits, batch["labels"], batch["attention_mask"], scaling=config.loss_scaling
+        return weighted_token_loss(
+            logits,
+            batch["labels"],
+            batch["attention_mask"],
+            config.loss_scaling,
+            config.loss_weight,
         )
-        return loss * config.loss_weight
 
     def example_batch(self, batch_size: int) -> Batch:
         shape = (batch_size, self.config.max_position_embeddings)
-
-        def tokens() -> Tensor:
-            return torch.randint(0, self.config.vocab_size, shape, device=self.device)
-
-        ones = torch.ones(shape, dtype=torch.int64, device=self.device)
-        return {"input_ids": tokens(), "attention_mask": ones, "labels": tokens()}
+        return example_tokens(shape, self.config.vocab_size, self.device)
 
 
 def _as_it_is(weight: Tensor) -> Tensor:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from openwafer.layers import FeedForwardNetwork
 from openwafer.layers.initializers import create_initializer
 from openwafer.zoo.bert.torch_model import (
-    SIZE,
     Bert,
     BertConfig,
     initial_linear,
     normal_initializer,
 )
+from openwafer.zoo.model import SIZE
 
 __all__ = ["Linformer", "LinformerConfig", "LinformerEncoder"]
 

@@ -8,9 +8,8 @@ for all layers of a stack, looked up once. With `use_t5_layer_norm` the arithmet
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,8 @@ from openwafer.errors import ConfigError, nearest
 from openwafer.layers import RelativePositionEmbeddingLayer, create_autoregressive_mask
 from openwafer.layers.activations import ACTIVATIONS, get_activation
 from openwafer.layers.masks import MASKED_LOGIT
-from openwafer.zoo.seq2seq import Seq2SeqConfig, Seq2SeqModel, positive
+from openwafer.zoo.model import SIZE
+from openwafer.zoo.seq2seq import Seq2SeqConfig, Seq2SeqModel
 
 __all__ = ["T5Config", "T5Model"]
 
@@ -30,35 +30,22 @@ __all__ = ["T5Config", "T5Model"]
 class T5Config(Seq2SeqConfig):
     """The `model` section; see Seq2SeqConfig for the keys that Transformer has too.
 
-    d_model: features; d_kv: of each head, whatever d_model; d_ff: inside the feed-forward network.
+    d_kv: features of each head, whatever d_model.
     encoder_nonlinearity, decoder_nonlinearity: an activation, or `gated-` and an activation for two
         products, one through the activation, multiplied (T5 1.1).
     relative_attention_num_buckets: rows of the table of distances.
     use_t5_layer_norm: divide by the root mean square, without mean or bias; else LayerNorm.
-    use_pre_encoder_decoder_dropout: dropout on each stack's input.
     use_dropout_outside_residual_path: dropout on each stack's output too.
     scale_output: multiply the output layer's input by 1/√d_model; None where the weights are
         shared, as T5 does.
     """
 
-    SHORT: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "layers": ("encoder_num_hidden_layers", "decoder_num_hidden_layers"),
-        "heads": ("num_heads",),
-        "width": ("d_model",),
-    }
-
-    d_model: int = field(default=512, metadata=positive())
-    d_kv: int = field(default=64, metadata=positive())
-    d_ff: int = field(default=2048, metadata=positive())
-    num_heads: int = field(default=8, metadata=positive())
-    encoder_num_hidden_layers: int = field(default=6, metadata=positive())
-    decoder_num_hidden_layers: int = field(default=6, metadata=positive())
+    d_kv: int = field(default=64, metadata=SIZE)
     encoder_nonlinearity: str = "relu"
     decoder_nonlinearity: str = "relu"
     relative_attention_num_buckets: int = field(default=32, metadata=limits(minimum=4))
     use_t5_layer_norm: bool = True
     layer_norm_epsilon: float = field(default=1e-6, metadata=limits(above=0.0))
-    use_pre_encoder_decoder_dropout: bool = True
     use_dropout_outside_residual_path: bool = True
     scale_output: bool | None = None
 
@@ -67,13 +54,12 @@ class T5Config(Seq2SeqConfig):
         return self.share_embedding_weights if self.scale_output is None else self.scale_output
 
 
-class T5Model(Seq2SeqModel):
+class T5Model(Seq2SeqModel[T5Config]):
     """Token tables, two stacks, and the output layer."""
 
     def __init__(self, config: T5Config) -> None:
         config.check_shared_embedding()
-        super().__init__()
-        self.config: T5Config = config  # pyright: ignore[reportIncompatibleVariableOverride]
+        super().__init__(config)
         self.shared = nn.Embedding(config.num_src_tokens, config.d_model)
         self.decoder_embedding = None
         if not config.share_encoder_decoder_embedding:

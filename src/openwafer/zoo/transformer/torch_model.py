@@ -8,9 +8,8 @@ network is that of torch.nn.Transformer.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,8 @@ from openwafer.layers import (
     TransformerEncoderLayer,
     create_autoregressive_mask,
 )
-from openwafer.zoo.seq2seq import Seq2SeqConfig, Seq2SeqModel, positive
+from openwafer.zoo.model import SIZE
+from openwafer.zoo.seq2seq import Seq2SeqConfig, Seq2SeqModel
 
 __all__ = ["TransformerConfig", "TransformerModel"]
 
@@ -35,31 +35,18 @@ __all__ = ["TransformerConfig", "TransformerModel"]
 class TransformerConfig(Seq2SeqConfig):
     """The `model` section; see Seq2SeqConfig for the keys that T5 has too.
 
-    d_model: features; d_ff: inside the feed-forward network.
     max_position_embeddings: positions; None for the longer of the two sequence lengths.
     position_embedding_type: `fixed` (sinusoids) or `learned`.
     attention_type: `scaled_dot_product`, or `dot_product` without 1/√(d_model/num_heads).
     use_projection_bias_in_attention, use_ffn_bias_in_attention: biases of the query, key and value
         projections, and of attention's output; use_ffn_bias: of the feed-forward network;
         use_bias_in_output: of the output layer.
-    use_pre_encoder_decoder_dropout: dropout on each stack's input.
     use_pre_encoder_decoder_layer_norm: normalize before attention and network, not after the sums.
     use_dropout_outside_residual_path: dropout on each stack's output too.
     """
 
-    SHORT: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "layers": ("encoder_num_hidden_layers", "decoder_num_hidden_layers"),
-        "heads": ("num_heads",),
-        "width": ("d_model",),
-    }
-
-    d_model: int = field(default=512, metadata=positive())
-    d_ff: int = field(default=2048, metadata=positive())
-    num_heads: int = field(default=8, metadata=positive())
-    encoder_num_hidden_layers: int = field(default=6, metadata=positive())
-    decoder_num_hidden_layers: int = field(default=6, metadata=positive())
     nonlinearity: str = "relu"
-    max_position_embeddings: int | None = field(default=None, metadata=positive())
+    max_position_embeddings: int | None = field(default=None, metadata=SIZE)
     position_embedding_type: Literal["fixed", "learned"] = "fixed"
     attention_type: Literal["scaled_dot_product", "dot_product"] = "scaled_dot_product"
     use_projection_bias_in_attention: bool = False
@@ -67,12 +54,11 @@ class TransformerConfig(Seq2SeqConfig):
     use_ffn_bias: bool = True
     use_bias_in_output: bool = False
     layer_norm_epsilon: float = field(default=1e-5, metadata=limits(above=0.0))
-    use_pre_encoder_decoder_dropout: bool = True
     use_pre_encoder_decoder_layer_norm: bool = False
     use_dropout_outside_residual_path: bool = False
 
 
-class TransformerModel(Seq2SeqModel):
+class TransformerModel(Seq2SeqModel[TransformerConfig]):
     """Embeddings, the two stacks with a final normalization each, and the output layer."""
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -83,8 +69,7 @@ class TransformerModel(Seq2SeqModel):
                 where="model.num_heads",
                 allowed="a divisor of d_model",
             )
-        super().__init__()
-        self.config: TransformerConfig = config  # pyright: ignore[reportIncompatibleVariableOverride]
+        super().__init__(config)
         self.embedding = _embedding(config, config.num_src_tokens)
         self.decoder_embedding = None
         if not config.share_encoder_decoder_embedding:

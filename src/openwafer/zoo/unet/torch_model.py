@@ -18,7 +18,8 @@ from openwafer.config.schema import limits
 from openwafer.errors import ConfigError, nearest
 from openwafer.layers import create_initializer
 from openwafer.layers.activations import ACTIVATIONS, Activation
-from openwafer.zoo.model import Batch, Logits, ModelConfig, ZooModel
+from openwafer.zoo.losses import weighted_loss
+from openwafer.zoo.model import SIZE, Batch, Logits, ModelConfig, ZooModel
 
 __all__ = ["UNetConfig", "UNetModel", "pixel_weights"]
 
@@ -43,9 +44,9 @@ class UNetConfig(ModelConfig):
 
     SHORT: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
-    encoder_filters: tuple[int, ...] = field(default=(32, 64, 128, 256), metadata=limits(minimum=1))
-    decoder_filters: tuple[int, ...] = field(default=(128, 64, 32), metadata=limits(minimum=1))
-    initial_conv_filters: int | None = field(default=None, metadata=limits(minimum=1))
+    encoder_filters: tuple[int, ...] = field(default=(32, 64, 128, 256), metadata=SIZE)
+    decoder_filters: tuple[int, ...] = field(default=(128, 64, 32), metadata=SIZE)
+    initial_conv_filters: int | None = field(default=None, metadata=SIZE)
     convs_per_block: tuple[Literal["3x3_conv", "1x1_conv"], ...] = ("3x3_conv", "3x3_conv")
     skip_connect: bool = True
     enable_bias: bool = True
@@ -54,21 +55,20 @@ class UNetConfig(ModelConfig):
     nonlinearity: str = "ReLU"
     initializer: str = "glorot_uniform"
     bias_initializer: str = "zeros"
-    image_shape: tuple[int, ...] = field(default=(1, 256, 256), metadata=limits(minimum=1))
+    image_shape: tuple[int, ...] = field(default=(1, 256, 256), metadata=SIZE)
     num_classes: int = field(default=2, metadata=limits(minimum=2))
     eval_metrics: tuple[Literal["mIOU", "DSC", "MPCA", "Acc"], ...] = ("mIOU", "DSC", "MPCA", "Acc")
     eval_ignore_classes: tuple[int, ...] = field(default=(), metadata=limits(minimum=0))
     log_image_summaries: bool = False
 
 
-class UNetModel(ZooModel):
+class UNetModel(ZooModel[UNetConfig]):
     """images [batch, channels, height, width] float32; labels [batch, height, width] int64; logits
     [batch, class, height, width]."""
 
     def __init__(self, config: UNetConfig) -> None:
         _check(config)
-        super().__init__()
-        self.config: UNetConfig = config  # pyright: ignore[reportIncompatibleVariableOverride]
+        super().__init__(config)
         channels = config.image_shape[0]
         self.initial_conv = None
         if config.initial_conv_filters is not None:
@@ -117,7 +117,7 @@ class UNetModel(ZooModel):
         if weights is None:
             return F.cross_entropy(logits, batch["labels"]).float()
         losses = F.cross_entropy(logits, batch["labels"], reduction="none")
-        return (losses.float() * weights).sum() / weights.sum().clamp(min=1)
+        return weighted_loss(losses, weights, "num_tokens")
 
     def predictions(self, logits: Logits, **batch: Tensor) -> Batch:
         assert isinstance(logits, Tensor)

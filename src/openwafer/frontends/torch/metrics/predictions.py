@@ -8,13 +8,14 @@ not decide what is predicted.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from openwafer.errors import OpenWaferError
+from openwafer.files import replacing
 from openwafer.frontends.torch.metrics.metric import CBMetric, DeviceOutputs
 
 __all__ = ["PredictionWriter"]
@@ -64,12 +65,18 @@ class PredictionWriter(CBMetric):
         return float(len(self._lines))
 
     def close(self) -> Path:
-        """Write the file; returns its path."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.partial")
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(f"{self._lines[number]}\n" for number in sorted(self._lines))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+        """Write the file; returns its path.
+
+        Raises:
+            OpenWaferError: it cannot be written.
+        """
+        try:
+            with replacing(self.path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+                file.writelines(f"{self._lines[number]}\n" for number in sorted(self._lines))
+        except OSError as error:
+            raise OpenWaferError(
+                f"the predictions cannot be written: {error.strerror}",
+                where=str(self.path),
+                hint="another --model_dir, or free some space",
+            ) from error
         return self.path
