@@ -37,15 +37,32 @@ test: $(STAMP) ## the tests (under five minutes on two cores)
 test-all: $(STAMP) ## the tests, slow ones too
 	$(PYTEST) -m "not cluster"
 
-test-zoo: $(STAMP) ## every tiny model of the zoo, 50 steps in every mode
-	$(PYTEST) --dist load tests/zoo -m slow
+test-zoo: $(STAMP) ## every tiny model of the zoo, 50 steps in every mode; the same as elsewhere
+	$(PYTEST) --dist load tests/zoo tests/unit/zoo/test_zoo_bert_as_transformers.py \
+		tests/unit/zoo/test_zoo_gpt.py tests/unit/zoo/test_zoo_t5.py \
+		tests/unit/frontends/test_metrics_references.py -m slow
 
 test-cluster: $(STAMP) ## jobs on a real SLURM (installed where root on Debian; else skipped)
 	bash tests/cluster/install.sh
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/cluster -m cluster -rs
 
-readme: $(STAMP) ## every command of the README
-	$(PYTEST) tests/integration/test_readme.py -m "slow or not slow"
+# TensorFlow 2.15 needs Python 3.9 to 3.11 and numpy below 2: an environment of its own.
+TF_VENV   ?= .venv-tf
+TF_PYTHON ?= python3.11
+TF_STAMP  := $(TF_VENV)/.installed-tf
+
+$(TF_STAMP): pyproject.toml
+	test -x $(TF_VENV)/bin/python || $(TF_PYTHON) -m venv $(TF_VENV)
+	$(TF_VENV)/bin/python -m pip install --quiet "$(TORCH)" setuptools
+	$(TF_VENV)/bin/python -m pip install --quiet -e ".[tf,demo]" pytest pytest-timeout hypothesis
+	@touch $@
+
+test-tf: $(TF_STAMP) ## the TensorFlow frontend, in .venv-tf
+	OMP_NUM_THREADS=1 $(TF_VENV)/bin/python -m pytest tests/tf -m tf -rs
+
+readme: $(STAMP) ## every command of the README and of the pages on the zoo and data
+	$(PYTEST) tests/integration/test_readme.py tests/integration/test_zoo_pages.py \
+		-m "slow or not slow"
 
 lint: $(STAMP) ## ruff: style and format
 	$(BIN)/python -m ruff check .
@@ -61,9 +78,9 @@ format: $(STAMP) ## let ruff rewrite what it can
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-ci: lint types layers test test-zoo readme ## what CI runs
+ci: lint types layers test test-zoo readme test-cluster ## what CI runs
 
 clean: ## remove .venv and build leftovers
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache
 
-.PHONY: help setup demo test test-all test-zoo test-cluster readme lint types layers format ci clean
+.PHONY: help setup demo test test-all test-zoo test-cluster test-tf readme lint types layers format ci clean

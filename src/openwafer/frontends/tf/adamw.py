@@ -1,0 +1,97 @@
+"""Adam with decoupled weight decay, for `tf.compat.v1.train`.
+
+Decides the update that TensorFlow itself makes; the runtime has the same (known_optimizers.py).
+
+Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (arXiv 1711.05101), in the
+form without bias correction of BERT, with the arguments of section 4.4 of the fact sheet.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from openwafer.frontends.tf.library import tf
+
+__all__ = ["AdamWOptimizer"]
+
+
+class AdamWOptimizer(tf.compat.v1.train.Optimizer):
+    """w ← w - rate · (m / (√v + epsilon) + weight_decay_rate · w).
+
+    Args:
+        learning_rate: a number, or a tensor of the global step.
+        exclude_from_weight_decay: regular expressions; a variable in whose name one is found does
+            not decay.
+        use_bias_correction: divide m by 1 - beta1^t and v by 1 - beta2^t; epsilon stays beside the
+            √v that is not corrected, as in TensorFlow's Adam.
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any,
+        weight_decay_rate: float = 0.0,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        epsilon: float = 1e-6,
+        use_bias_correction: bool = False,
+        exclude_from_weight_decay: Sequence[str] | None = None,
+        use_locking: bool = False,
+        name: str = "AdamW",
+    ) -> None:
+        super().__init__(use_locking, name)
+        self.learning_rate = learning_rate
+        self.weight_decay_rate = weight_decay_rate
+        self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
+        self.use_bias_correction = use_bias_correction
+        self.exclude_from_weight_decay = tuple(exclude_from_weight_decay or ())
+        self._step: Any = None
+
+    def decays(self, name: str) -> bool:
+        """Whether the variable of that name decays."""
+        excluded = any(re.search(pattern, name) for pattern in self.exclude_from_weight_decay)
+        return bool(self.weight_decay_rate) and not excluded
+
+    def apply_gradients(
+        self: Any, grads_and_vars: Any, global_step: Any = None, name: Any = None
+    ) -> Any:
+        """As every optimizer; bias correction counts the global step."""
+        self._step = global_step
+        return super().apply_gradients(grads_and_vars, global_step, name)
+
+    def _create_slots(self: Any, var_list: Any) -> None:
+        for variable in var_list:
+            self._zeros_slot(variable, "m", self._name)
+            self._zeros_slot(variable, "v", self._name)
+
+    def _resource_apply_dense(self: Any, grad: Any, handle: Any) -> Any:
+        return self._update(grad, handle)
+
+    def _apply_dense(self: Any, grad: Any, var: Any) -> Any:
+        return self._update(grad, var)
+
+    def _resource_apply_sparse(self: Any, grad: Any, handle: Any, indices: Any) -> Any:
+        shape = tf.shape(handle, out_type=indices.dtype)
+        dense = tf.scatter_nd(tf.expand_dims(indices, 1), grad, shape)
+        return self._update(dense, handle)
+
+    def _rate(self: Any) -> Any:
+        rate = self.learning_rate() if callable(self.learning_rate) else self.learning_rate
+        rate = tf.cast(rate, tf.float32)
+        if not self.use_bias_correction:
+            return rate
+        count = tf.cast(self._step, tf.float32) + 1.0
+        return rate * tf.sqrt(1.0 - self.beta2**count) / (1.0 - self.beta1**count)
+
+    def _update(self: Any, grad: Any, var: Any) -> Any:
+        m, v = self.get_slot(var, "m"), self.get_slot(var, "v")
+        new_m = m.assign(self.beta1 * m + (1.0 - self.beta1) * grad)
+        new_v = v.assign(self.beta2 * v + (1.0 - self.beta2) * tf.square(grad))
+        rate = self._rate()
+        step = rate * new_m / (tf.sqrt(new_v) + self.epsilon)
+        if self.decays(var.op.name):
+            # The decay is not corrected: it is of the weight, not of an average.
+            plain = self.learning_rate() if callable(self.learning_rate) else self.learning_rate
+            step = step + tf.cast(plain, tf.float32) * self.weight_decay_rate * var
+        return tf.group(var.assign_sub(step), new_m, new_v)
