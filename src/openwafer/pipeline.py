@@ -63,6 +63,7 @@ def compile_program(
     compile_dir: Path | None,
     optimizer: OptimizerConfig | None = None,
     compute_dtype: str = "float32",
+    num_stages: int = 1,
     num_microbatches: int = 1,
     prefetch_depth: int = 1,
     num_replicas: int = 1,
@@ -72,6 +73,7 @@ def compile_program(
 
     Args:
         compile_dir: where `cs_<hash>/` is looked for and written; None uses no files.
+        num_stages: layer pipelined: processes that share the layers out.
         num_replicas: layer pipelined: copies of the model on the floor; -1 chooses.
         num_systems: weight streaming: systems that share the batch.
 
@@ -85,6 +87,7 @@ def compile_program(
     options = {
         "execution_mode": execution_mode,
         "compute_dtype": compute_dtype,
+        "num_stages": num_stages,
         "num_microbatches": num_microbatches,
         "prefetch_depth": prefetch_depth,
         "num_replicas": num_replicas,
@@ -103,6 +106,7 @@ def compile_program(
             validation_report(program, execution_mode).raise_if_refused(),
             machine,
             plan_hash=key,
+            num_stages=num_stages,
             num_microbatches=num_microbatches,
             prefetch_depth=prefetch_depth,
             optimizer=optimizer_cost,

@@ -32,6 +32,7 @@ PERFORMANCE = {
     "fabric_utilization",
     "delta_t",
     "Frequency",
+    "input_bound_workers",
 }
 
 

@@ -90,6 +90,29 @@ def test_train_and_eval(mode: str, tmp_path: Path) -> None:
     assert "Evaluation Completed Successfully!" in both.output
 
 
+@pytest.mark.parametrize(
+    "mode", ["weight_streaming", pytest.param("layer_pipelined", marks=pytest.mark.slow)]
+)
+def test_eval_all(mode: str, tmp_path: Path) -> None:
+    """Every whole checkpoint, oldest first; a damaged one is named and passed over."""
+    params = write_params(tmp_path / "params.yaml", {**BASE, "runconfig.checkpoint_steps": 11})
+    trained = run_here("train", params, tmp_path / "model_dir", *MODE_FLAGS[mode]).succeeded()
+    damaged = trained.model_dir / "checkpoint_22.mdl"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    outcome = run_here("eval_all", params, trained.model_dir, *MODE_FLAGS[mode]).succeeded()
+    rows = outcome.metrics("eval")
+    assert [row["step"] for row in rows] == [11, 33]
+    for row in rows:
+        expected = evaluate_by_hand(outcome.checkpoint(row["step"])["model"], 60)
+        assert row["avg_eval_loss"] == pytest.approx(expected["avg_eval_loss"], rel=1e-5)
+        assert row["accuracy"] == expected["accuracy"]
+    assert "checkpoint_22.mdl" in outcome.output
+    assert "Evaluating 2 checkpoint(s)" in outcome.output
+    nothing = run_here("eval_all", params, tmp_path / "empty", *MODE_FLAGS[mode])
+    assert nothing.exit_code == 2
+    assert "there is no checkpoint to evaluate" in nothing.output
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     folder = tmp_path_factory.mktemp("trained")

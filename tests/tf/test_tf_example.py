@@ -164,7 +164,7 @@ def test_what_slows_an_input_pipeline(tmp_path: Path) -> None:
         return lengths.prefetch(tf.data.AUTOTUNE)
 
     found = spots(slow)
-    assert len(found) == 4
+    assert len(found) == 4, found
     for part in ("prefetch", "one call", "before the batching", "files"):
         assert any(part in spot for spot in found), part
     assert all(Path(__file__).name in spot for spot in found)

@@ -435,6 +435,11 @@ def test_dropout_becomes_one_operation() -> None:
         assert graph.nodes[0].attribute("rate") == pytest.approx(0.3)
 
 
+def test_pixels_repeated() -> None:
+    alike(lambda x: tf.keras.layers.UpSampling2D(2)(x), x=floats(2, 3, 4, 5))
+    alike(lambda x: tf.keras.layers.UpSampling2D((3, 1))(x), x=floats(1, 2, 2, 3))
+
+
 def test_layer_normalization_becomes_one_operation() -> None:
     SEEN.discard("LayerNorm")
     alike(lambda x: tf.keras.layers.LayerNormalization()(x), x=floats(3, 5))

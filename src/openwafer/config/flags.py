@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, get_args
 
-from openwafer.config.runconfig import MODES, no_effect_notices, with_port
+from openwafer.config.runconfig import MODES, PipelineSchedule, no_effect_notices, with_port
 from openwafer.errors import ConfigError, nearest
 
 __all__ = ["ExtraArgsParser", "ParsedFlags", "get_parser", "notices", "parse"]
@@ -209,7 +209,12 @@ def _add_documented(parser: argparse.ArgumentParser) -> None:
         choices=["CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG"],
         help="log level (INFO)",
     )
-    add("--num_csx", type=int, metavar="N", help="number of wafers (1)")
+    add(
+        "--num_csx",
+        type=int,
+        metavar="N",
+        help="wafers, or processes, that share a batch (1)",
+    )
     _add_without_effect(parser)
 
 
@@ -234,9 +239,29 @@ def _add_ours(parser: argparse.ArgumentParser) -> None:
         choices=["auto", "layer_pipelined", "weight_streaming"],
         help="how the plan is run (auto: by model size and device memory)",
     )
+    add("--num_stages", type=int, metavar="N", help="processes that share the layers out (1)")
+    add("--num_replicas", type=int, metavar="N", help="copies that train in parallel (1)")
+    add("--num_microbatches", type=int, metavar="N", help="parts of each batch (by stages)")
+    add(
+        "--pipeline_schedule",
+        choices=list(get_args(PipelineSchedule)),
+        help="order of the stages' work (1f1b)",
+    )
     add("--device", choices=["auto", "cpu", "cuda"], help="device that computes (auto)")
     add("--machine", metavar="NAME", help="wafer to plan for (wse2)")
+    add(
+        "--layer_compiler",
+        choices=["auto", "eager", "inductor"],
+        help="how layers run: TorchInductor, as they are, or by size (auto)",
+    )
     add("--weight_store", metavar="STORE", help="ram, or disk:DIR (ram)")
+    add("--device_memory", metavar="SIZE", help="what a streamed step may take, as 4GiB (no limit)")
+    add(
+        "--activations",
+        choices=["auto", "keep", "recompute", "spill"],
+        help="what a streamed step keeps of each layer for its backward pass (auto: what fits)",
+    )
+    add("--timeline", metavar="FILE", help="trace of weight streaming's first steps (Perfetto)")
     add("--seed", type=int, metavar="N", help="seed of weights, dropout and data order (1)")
     add("--max_steps", type=int, metavar="N", help="stop at this global step")
     add("--num_steps", type=int, metavar="N", help="train for this many more steps")

@@ -49,6 +49,7 @@ SECTIONS = (
 _NEEDED: Mapping[str, tuple[str, ...]] = {
     "train": ("train_input", "model", "optimizer"),
     "eval": ("eval_input", "model"),
+    "eval_all": ("eval_input", "model"),
     "train_and_eval": ("train_input", "eval_input", "model", "optimizer"),
     "predict": ("predict_input", "model"),
 }
@@ -374,8 +375,8 @@ def _runconfig_notices(section: Mapping[str, Any], config: RunConfig) -> list[st
         notices.append("`multireplica` is for mode train; it is off in this run")
     for key, asked in (
         ("multireplica", config.multireplica and config.mode == "train"),
-        ("num_replicas", config.num_replicas > 1),
-        ("num_csx", config.num_csx > 1),
+        ("num_replicas", config.num_replicas > config.num_compute),
+        ("num_csx", config.num_csx > config.num_compute),
     ):
         if asked:
             notices.append(f"`{key}`: the plan predicts it; the run here has one copy of the model")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from openwafer.config.byte_size import parse_bytes
 from openwafer.config.schema import KeyPath, Locate, Report, build, limits
 from openwafer.errors import ConfigError
 
@@ -21,6 +22,7 @@ __all__ = [
     "DEFAULT_PORT",
     "MODES",
     "NO_EFFECT",
+    "PipelineSchedule",
     "RunConfig",
     "RunMode",
     "build_runconfig",
@@ -31,8 +33,10 @@ __all__ = [
 DEFAULT_PORT = 9000
 """Port of a CS system when `cs_ip` names none."""
 
-RunMode = Literal["train", "eval", "train_and_eval", "predict"]
+RunMode = Literal["train", "eval", "eval_all", "train_and_eval", "predict"]
 MODES: tuple[str, ...] = get_args(RunMode)
+
+PipelineSchedule = Literal["gpipe", "1f1b", "interleaved", "zero_bubble"]
 
 LogLevel = Literal["CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG"]
 
@@ -42,7 +46,8 @@ class RunConfig:
     """The resolved `runconfig` section."""
 
     mode: RunMode = "train"
-    """What to do; predict writes the model's predictions to `<model_dir>/predict/`."""
+    """What to do; eval_all evaluates every checkpoint of model_dir, predict writes the model's
+    predictions to `<model_dir>/predict/`."""
     max_steps: int | None = field(default=None, metadata=limits(minimum=0))
     """Stop at this global step."""
     num_steps: int | None = field(default=None, metadata=limits(minimum=1))
@@ -89,18 +94,31 @@ class RunConfig:
     """How the plan is run; auto: by model size and device memory."""
     machine: str = "wse2"
     """Name of the wafer specification to plan for."""
+    layer_compiler: Literal["auto", "eager", "inductor"] = "auto"
+    """How layers run: as they are (`eager`), compiled by TorchInductor, or `auto`: compiled where
+    there is a C++ compiler (Triton on a GPU) and enough work to repay it."""
     weight_store: str = "ram"
     """Where weights rest between uses: `ram`, or `disk:DIR`."""
+    device_memory: str | None = None
+    """Weight streaming: what a step may take of device memory, as `4GiB`; null: no limit."""
+    activations: Literal["auto", "keep", "recompute", "spill"] = "auto"
+    """Weight streaming: what the backward pass finds kept of each layer; auto: what fits."""
     keep_checkpoint_max: int = field(default=5, metadata=limits(minimum=0))
     """Newest checkpoints to keep; 0 keeps all."""
     logging: LogLevel = field(default="INFO", metadata=limits(ignore_case=True))
     """Log level of the coordinator."""
     streamer_logging: LogLevel = field(default="ERROR", metadata=limits(ignore_case=True))
     """Log level of the workers."""
+    num_stages: int = field(default=1, metadata=limits(minimum=1))
+    """Layer pipelined: processes that share the model's layers out among them."""
     num_replicas: int = field(default=1, metadata=limits(minimum=1))
-    """Copies of the model that train in parallel on one wafer."""
+    """Layer pipelined: copies of the model that train in parallel, each in its own processes."""
+    num_microbatches: int | None = field(default=None, metadata=limits(minimum=1))
+    """Equal parts that each training batch is split into; null: chosen for num_stages."""
+    pipeline_schedule: PipelineSchedule = "1f1b"
+    """In which order the stages work on the microbatches."""
     num_csx: int = field(default=1, metadata=limits(minimum=1))
-    """Number of wafers."""
+    """Weight streaming: number of wafers, or processes, that share each batch and the weights."""
     fabric_config_file: Path | None = None
     """Overrides for the machine specification."""
     show_debug_metrics: bool = False
@@ -111,6 +129,10 @@ class RunConfig:
     """Write the first N batches to a file."""
     autoresume: bool = True
     """Go on from the newest whole checkpoint in model_dir."""
+    timeline: Path | None = None
+    """Weight streaming: write what happened when in the first steps to this trace file (JSON)."""
+    timeline_steps: int = field(default=20, metadata=limits(minimum=1))
+    """How many steps the timeline has."""
 
     appliance: bool = False
     """Appliance mode of 1.6: `cs_ip: local` with `execution_mode: weight_streaming`."""
@@ -149,6 +171,29 @@ class RunConfig:
     def trains(self) -> bool:
         """Whether the mode trains."""
         return self.mode in ("train", "train_and_eval")
+
+    @property
+    def device_memory_bytes(self) -> int | None:
+        return None if self.device_memory is None else parse_bytes(self.device_memory)
+
+    @property
+    def pipeline_replicas(self) -> int:
+        """Copies of a layer pipeline of stages; there is one where nothing is trained."""
+        streams = self.execution_mode == "weight_streaming" or self.num_csx > 1
+        pipelined = self.use_cs and not streams
+        return self.num_replicas if pipelined and self.trains else 1
+
+    @property
+    def streaming_replicas(self) -> int:
+        """Processes that stream the same weights; there is one where nothing is trained."""
+        return self.num_csx if self.use_cs and self.trains else 1
+
+    @property
+    def num_compute(self) -> int:
+        """Tasks that compute one model together; further ones stream data."""
+        if self.cs_ip is None or self.compile_only or self.validate_only:
+            return 1
+        return self.num_stages * self.pipeline_replicas * self.streaming_replicas
 
     @property
     def use_cs(self) -> bool:
@@ -244,6 +289,14 @@ def build_runconfig(
             where=locate((*path, "weight_store")),
             allowed="ram or disk:DIR",
         )
+    try:
+        _ = config.device_memory_bytes
+    except ConfigError as error:
+        report.add(
+            f"`runconfig.device_memory`: {error.what}",
+            where=locate((*path, "device_memory")),
+            allowed=error.allowed,
+        )
     return config if len(report.mistakes) == before else None
 
 
@@ -288,6 +341,30 @@ def _check_exclusions(config: RunConfig, locate: Locate, report: Report) -> None
             config.cpu and config.device == "cuda",
             "device",
             "`cpu` and `device: cuda` exclude each other",
+            "one of them",
+        ),
+        (
+            config.num_stages > 1 and not config.use_cs,
+            "num_stages",
+            "`num_stages` needs a compiled run",
+            "cs_ip with it: --cs_ip local",
+        ),
+        (
+            config.num_stages > 1 and config.execution_mode == "weight_streaming",
+            "num_stages",
+            "`num_stages` and `execution_mode: weight_streaming` exclude each other",
+            "execution_mode: layer_pipelined",
+        ),
+        (
+            config.num_csx > 1 and config.execution_mode == "layer_pipelined",
+            "num_csx",
+            "`num_csx` and `execution_mode: layer_pipelined` exclude each other",
+            "execution_mode: weight_streaming; num_replicas are the copies of a layer pipeline",
+        ),
+        (
+            config.num_csx > 1 and (config.num_stages > 1 or config.num_replicas > 1),
+            "num_csx",
+            "`num_csx` excludes `num_stages` and `num_replicas`: it is for weight streaming",
             "one of them",
         ),
         (

@@ -27,6 +27,7 @@ from openwafer.errors import LaunchError
 from openwafer.launch.output import Outputs
 from openwafer.launch.variables import task_variables
 from openwafer.streaming.auth import create_secret
+from openwafer.streaming.tasks import computing_mark
 
 __all__ = ["launch_local"]
 
@@ -40,11 +41,13 @@ class _Task:
     rank: int
     process: subprocess.Popen[bytes]
     variables: dict[str, str]
+    computes: bool
     num_restarts: int = 0
 
     @property
     def name(self) -> str:
-        return f"task {self.rank} ({'worker' if self.rank else 'coordinator'})"
+        kind = "computing" if self.computes else "worker"
+        return f"task {self.rank} ({kind if self.rank else 'coordinator'})"
 
     def signal(self, number: int) -> None:
         """Send to the task and everything that it started."""
@@ -69,6 +72,7 @@ def launch_local(
     command: Sequence[str],
     num_tasks: int,
     *,
+    num_compute: int = 1,
     env: Mapping[str, str] | None = None,
     max_restarts: int = 3,
     settle_seconds: float = 28.0,
@@ -85,10 +89,11 @@ def launch_local(
     thread.
 
     A worker that a signal killed is started again, up to `max_restarts` times each; the coordinator
-    has it go on where the lost one stopped.
+    has it go on where the lost one stopped. A task that computes with others cannot be.
 
     Args:
         command: program and arguments, run without a shell.
+        num_compute: tasks that are known to compute; others say so once they do.
         env: the environment to start from; this process's by default.
 
     Returns:
@@ -126,11 +131,13 @@ def launch_local(
                     secret_file=str(secret_file),
                     workers_come_back=max_restarts > 0,
                 )
-                tasks.append(_Task(rank, _start(command, rank, variables), variables))
+                process = _start(command, rank, variables)
+                tasks.append(_Task(rank, process, variables, computes=rank < num_compute))
                 _connect_output(tasks[-1], outputs)
 
             def start_again(task: _Task) -> bool:
-                if not task.rank or task.num_restarts >= max_restarts:
+                task.computes |= computing_mark(secret_file, task.rank).exists()
+                if task.computes or task.num_restarts >= max_restarts:
                     return False
                 task.process = _start(command, task.rank, task.variables)
                 task.num_restarts += 1

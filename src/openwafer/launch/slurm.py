@@ -6,7 +6,6 @@ when following ends. The script's text is in `batch_script.py`. SLURM does the r
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from openwafer.errors import LaunchError
+from openwafer.files import replacing
 from openwafer.launch.batch_script import JobRequest, batch_script
 
 __all__ = ["JobState", "check_agreement", "follow", "job_state", "submit", "write_script"]
@@ -83,12 +83,10 @@ def write_script(request: JobRequest, folder: Path) -> Path:
         LaunchError: it cannot be written.
     """
     path = folder / "job.sbatch"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(batch_script(request), encoding="utf-8")
-        temporary.chmod(0o755)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_text(batch_script(request), encoding="utf-8")
+            temporary.chmod(0o755)
     except OSError as error:
         raise LaunchError(f"cannot write the batch script: {error}", where=str(path)) from error
     return path

@@ -59,7 +59,8 @@ class LayerPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerPipelinedSchedule:
-    """All layers resident; a batch passes as `num_microbatches` through `num_stages`."""
+    """All layers resident; a step's batches pass as `num_microbatches` through `num_stages`
+    processes."""
 
     num_stages: int = 1
     num_microbatches: int = 1
@@ -131,6 +132,7 @@ def build_plan(
     machine: Machine,
     *,
     plan_hash: str,
+    num_stages: int = 1,
     num_microbatches: int = 1,
     prefetch_depth: int = 1,
     optimizer: OptimizerCost = ADAM,
@@ -152,11 +154,12 @@ def build_plan(
     )
     costs = {match.name: match.cost(context) for match in kernel_graph.working}
     planned = _layer_plans(program, layers, kernel_graph, costs)
-    schedule = _schedule(mode, planned, program.training, num_microbatches, prefetch_depth)
     parts = (layers, kernel_graph, program, machine)
     if mode == "layer_pipelined":
+        schedule = LayerPipelinedSchedule(num_stages=num_stages, num_microbatches=num_microbatches)
         fabric, predicted = plan_pipelined(*parts, optimizer=optimizer, num_replicas=num_replicas)
     else:
+        schedule = _streaming_schedule(planned, program.training, prefetch_depth)
         fabric, predicted = plan_streaming(*parts, optimizer=optimizer, num_systems=num_systems)
     return Plan(
         hash=plan_hash,
@@ -211,15 +214,9 @@ def _parameters_by_name(program: Program) -> dict[str, Parameter]:
     return {name: p for p in program.parameters for name in (p.name, *p.aliases)}
 
 
-def _schedule(
-    mode: ExecutionMode,
-    layers: tuple[LayerPlan, ...],
-    training: bool,
-    num_microbatches: int,
-    prefetch_depth: int,
-) -> Schedule:
-    if mode == "layer_pipelined":
-        return LayerPipelinedSchedule(num_microbatches=num_microbatches)
+def _streaming_schedule(
+    layers: tuple[LayerPlan, ...], training: bool, prefetch_depth: int
+) -> WeightStreamingSchedule:
     names = tuple(layer.name for layer in layers)
     return WeightStreamingSchedule(
         forward=names,

@@ -7,20 +7,33 @@ microbatches and layers are visited, nor where weights are: that is what the two
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from openwafer.errors import DataError
-from openwafer.graph.program import Program, Site, site_of
+from openwafer.graph.program import Program, Site, site_of, tensor_specs
 from openwafer.plan.layers import Layer
+from openwafer.runtime.forms import Forms
+from openwafer.runtime.inductor import LayerCompiler, chosen_compiler, compiled_functions
 from openwafer.runtime.lower import LayerFunctions, cut_joint_graph
 from openwafer.runtime.randomness import DrawKey
 from openwafer.runtime.trace import LayerTracer, TensorFact
+from openwafer.runtime.tuning import measured_block
 
-__all__ = ["CompiledLayer", "CompiledModel", "Gradients", "Values", "compile_layers"]
+__all__ = [
+    "CompiledLayer",
+    "CompiledModel",
+    "Gradients",
+    "StreamedWeight",
+    "Values",
+    "compile_layers",
+]
+
+_log = logging.getLogger("openwafer")
 
 Values = dict[str, torch.Tensor]
 """Node name → tensor: what one microbatch has computed so far and still needs."""
@@ -29,10 +42,23 @@ Gradients = dict[str, torch.Tensor]
 """Node name → gradient of the loss by that node, for one microbatch."""
 
 
+@dataclass(frozen=True, slots=True)
+class StreamedWeight:
+    """A weight as a layer takes it: its state_dict name, and the dtype of the copy.
+
+    16 bits where all that the layer does with it is mixed precision's cast, else its own dtype. The
+    gradient comes back in the same dtype, and is summed in that of the weight.
+    """
+
+    name: str
+    dtype: torch.dtype
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompiledLayer:
     """A layer with its functions.
 
+    streamed: the weights it takes, in the order of `layer.parameters`.
     first_draw: ordinal of its first random draw.
     spent: values that no later layer reads, so they go once this layer has run forward.
     buffer_updates: (output node, buffer node) pairs that it writes.
@@ -41,6 +67,7 @@ class CompiledLayer:
 
     layer: Layer
     functions: LayerFunctions
+    streamed: tuple[StreamedWeight, ...]
     first_draw: int
     spent: tuple[str, ...]
     buffer_updates: tuple[tuple[str, str], ...]
@@ -71,17 +98,26 @@ class CompiledLayer:
         gradients: Gradients,
     ) -> Sequence[torch.Tensor | None]:
         """Run backward on one microbatch; gives the weights' gradients. Changes `gradients`."""
-        functions = self.functions
-        grad_outputs = [
+        grad_outputs = self.take_gradients(gradients)
+        grad_weights, grad_inputs = self.functions.backward(weights, saved, grad_outputs)
+        self.give_gradients(gradients, grad_inputs)
+        return grad_weights
+
+    def take_gradients(self, gradients: Gradients) -> list[torch.Tensor]:
+        """Those of its outputs that its backward pass reads, out of `gradients`."""
+        return [
             gradients.pop(name)
-            for name, wanted in zip(self.layer.outputs, functions.grad_outputs, strict=True)
+            for name, wanted in zip(self.layer.outputs, self.functions.grad_outputs, strict=True)
             if wanted
         ]
-        grad_weights, grad_inputs = functions.backward(weights, saved, grad_outputs)
+
+    def give_gradients(
+        self, gradients: Gradients, grad_inputs: Sequence[torch.Tensor | None]
+    ) -> None:
+        """Add those of its inputs to `gradients`."""
         for name, grad in zip([*self.layer.buffers, *self.layer.inputs], grad_inputs, strict=True):
             if grad is not None:
                 gradients[name] = gradients[name] + grad if name in gradients else grad
-        return grad_weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +156,13 @@ class CompiledModel:
                 )
             values[entry.node] = value.detach().to(device)
         return values
+
+    @property
+    def changing_buffers(self) -> list[str]:
+        """Names of buffers that a step changes: batch statistics, which follow one microbatch after
+        another, so that replicas cannot share them."""
+        changed = {node for compiled in self.layers for _, node in compiled.buffer_updates}
+        return [buffer.name for buffer in self.program.buffers if buffer.node in changed]
 
     @property
     def late_buffers(self) -> list[str]:
@@ -173,14 +216,35 @@ def compile_layers(
     layers: Sequence[Layer],
     *,
     device: torch.device | None = None,
+    layer_compiler: LayerCompiler = "eager",
 ) -> CompiledModel:
     """Lower each distinct structure once and link the layers.
 
     Args:
         device: where the functions will run; the CPU if None.
+        layer_compiler: how: as they are (`eager`), by TorchInductor, or `auto`.
+
+    Raises:
+        PlanError: `inductor` was asked for and there is nothing to compile with.
     """
-    tracer = LayerTracer(program, device=device or torch.device("cpu"))
-    functions = _lower_all(program, layers, tracer)
+    device = device or torch.device("cpu")
+    compiler = chosen_compiler(
+        layer_compiler, device=device, activation_bytes=_activation_bytes(program)
+    )
+    forms = None
+    if compiler != "eager":
+        _log.info("TorchInductor compiles each kind of layer when it first runs")
+        # The forms were measured on CPUs alone; a GPU keeps torch's kernels.
+        forms = Forms(program, measured_block) if device.type == "cpu" else None
+    tracer = LayerTracer(program, device=device, forms=forms)
+    functions = _lower_all(program, layers, tracer, compiler)
+    return CompiledModel(program=program, layers=_linked(program, layers, functions))
+
+
+def _linked(
+    program: Program, layers: Sequence[Layer], functions: Sequence[LayerFunctions]
+) -> tuple[CompiledLayer, ...]:
+    """Each layer with its functions, knowing what comes before and after it."""
     nodes = {node.name: node for node in program.graph.nodes}
     keep = {program.loss, *(n for metric in program.metrics for n in metric.nodes)}
     last_reader = {name: layer.name for layer in layers for name in layer.inputs}
@@ -193,6 +257,10 @@ def compile_layers(
             CompiledLayer(
                 layer=layer,
                 functions=lowered,
+                streamed=tuple(
+                    StreamedWeight(name, fact.dtype)
+                    for name, fact in zip(layer.parameters, lowered.arguments, strict=False)
+                ),
                 first_draw=first_draw,
                 spent=tuple(
                     name
@@ -204,11 +272,11 @@ def compile_layers(
             )
         )
         first_draw += lowered.num_draws
-    return CompiledModel(program=program, layers=tuple(compiled))
+    return tuple(compiled)
 
 
 def _lower_all(
-    program: Program, layers: Sequence[Layer], tracer: LayerTracer
+    program: Program, layers: Sequence[Layer], tracer: LayerTracer, compiler: LayerCompiler
 ) -> list[LayerFunctions]:
     """The layers' functions, by what is true of their arguments and gradients.
 
@@ -219,8 +287,12 @@ def _lower_all(
     outputs_of: dict[Any, list[TensorFact]] = {}
     traces: list[tuple[tuple[TensorFact, ...], list[TensorFact]]] = []
     for layer in layers:
-        arguments = tuple(facts[name] for name in tracer.arguments(layer))
-        key = (layer.structure, arguments)
+        dtypes = tracer.streamed_dtypes(layer)
+        arguments = tuple(
+            replace(facts[name], dtype=dtypes.get(name, facts[name].dtype))
+            for name in tracer.arguments(layer)
+        )
+        key = (tracer.structure(layer), arguments)
         if key not in outputs_of:
             outputs_of[key] = tracer.outputs(layer, arguments)
         facts.update(zip(layer.outputs, outputs_of[key], strict=True))
@@ -233,14 +305,24 @@ def _lower_all(
             name in reached and fact.requires_grad
             for name, fact in zip(layer.outputs, outputs, strict=True)
         )
-        key = (layer.structure, arguments, heads)
+        key = (tracer.structure(layer), arguments, heads)
         if key not in lowered:
             joint = tracer.joint(layer, arguments, outputs, heads)
-            lowered[key] = cut_joint_graph(joint, len(layer.parameters), arguments, heads)
+            cut = cut_joint_graph(joint, len(layer.parameters), arguments, heads)
+            lowered[key] = cut
+            if compiler != "eager":
+                required = compiler == "inductor"
+                lowered[key] = compiled_functions(cut, name=layer.name, required=required)
         functions.append(lowered[key])
         inputs = zip((*layer.buffers, *layer.inputs), lowered[key].grad_inputs, strict=True)
         reached.update(name for name, given in inputs if given)
     return functions[::-1]
+
+
+def _activation_bytes(program: Program) -> int:
+    """Size of all results of a program's operations, for one microbatch."""
+    specs = (spec for node in program.operations for spec in tensor_specs(node.meta.get("val")))
+    return sum(spec.num_bytes for spec in specs)
 
 
 def _argument_facts(program: Program) -> dict[str, TensorFact]:

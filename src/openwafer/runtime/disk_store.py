@@ -1,19 +1,18 @@
-"""A weight store on disk: one preallocated file per shard, weights first, then optimizer state.
+"""A weight store on disk: one preallocated file, read and written past the page cache.
 
-Decides the layout of a record and that a shard passes through one staging buffer on its way to the
-optimizer and back, so that host memory holds one shard's state at a time. Does not decide when
-shards move (weight_streaming.py). A run's checkpoints are elsewhere: these files have no names once
-they are open, and end with the process.
+Decides what an update does to a shard, chunk by chunk: while one is updated, the next is read and
+the one before is written; and how whole states are taken over and given. Does not decide what is
+where in the file (disk_record.py), how bytes move (direct_file.py, disk_staging.py), or when shards
+move (weight_traffic.py). A run's checkpoints are elsewhere: this file has no name and ends with the
+process, so whatever happens to it, the last checkpoint is whole.
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
-import tempfile
+import math
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -21,84 +20,43 @@ import torch
 
 from openwafer.config.optimizer import OptimizerConfig
 from openwafer.errors import PlanError
-from openwafer.graph.program import TensorSpec
 from openwafer.optim.build import build_optimizer, set_learning_rate
 from openwafer.optim.state import load_optimizer_state
-from openwafer.runtime.store import Shard, WeightStore
+from openwafer.runtime.compiled import StreamedWeight
+from openwafer.runtime.direct_file import DirectFile, io_threads, wait_for
+from openwafer.runtime.disk_record import (
+    GRADIENT,
+    WEIGHT,
+    Chunk,
+    Entry,
+    Piece,
+    Record,
+    copy_region,
+    lay_out,
+)
+from openwafer.runtime.disk_staging import (
+    NUM_STAGINGS,
+    Staging,
+    Stagings,
+    Views,
+    largest_chunk_bytes,
+)
+from openwafer.runtime.fetch_buffers import FetchBuffers, idle_bytes
+from openwafer.runtime.store import Copies, Fetched, Prepare, Shard, WeightStore
 
-__all__ = ["DiskStore"]
+__all__ = ["CHUNK_ELEMENTS", "DiskStore", "staging_bytes"]
 
-_ALIGNMENT_BYTES = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Entry:
-    """One tensor of a record: of the weight at `position` in its shard, or of its optimizer state.
-
-    `key` is empty for the weight itself. Positions, not names, so that copies share a layout.
-    """
-
-    position: int
-    key: str
-    spec: TensorSpec
-    offset: int
-    weight_decay: float
-
-
-class _Staging:
-    """A host buffer in the shape of one shard's record, with an optimizer over its weights.
-
-    Shards of the same layout share one, so memory holds one record of each layout.
-    """
-
-    def __init__(
-        self, shard: Shard, weights: Mapping[str, torch.Tensor], config: OptimizerConfig | None
-    ) -> None:
-        self.names = shard.names
-        template = {name: weights[name].detach().clone() for name in shard.names}
-        optimizer = self._optimizer_over(shard, template, config)
-        self.entries, self.num_bytes = _lay_out(list(template.values()), optimizer)
-        self.buffer = torch.zeros(self.num_bytes, dtype=torch.uint8)
-        self.views = {(e.position, e.key): _view(self.buffer, e) for e in self.entries}
-        for (position, key), view in self.views.items():
-            weight = template[shard.names[position]]
-            view.copy_(optimizer.state[weight][key] if key and optimizer else weight)
-        held = {name: self.views[i, ""] for i, name in enumerate(shard.names)}
-        self.optimizer = self._optimizer_over(shard, held, config)
-        self._point_state_at_views()
-
-    @staticmethod
-    def _optimizer_over(
-        shard: Shard, weights: Mapping[str, torch.Tensor], config: OptimizerConfig | None
-    ) -> torch.optim.Optimizer | None:
-        if config is None or not shard.trained:
-            return None
-        return build_optimizer(config, {name: weights[name] for name in shard.trained})
-
-    def _point_state_at_views(self) -> None:
-        """Make the optimizer work on the buffer; copy whatever it put elsewhere back into it."""
-        for (position, key), view in self.views.items():
-            if key:
-                assert self.optimizer is not None
-                state = self.optimizer.state[self.views[position, ""]]
-                if state[key] is not view:
-                    view.copy_(state[key])
-                    state[key] = view
-
-    def step(self, gradients: Mapping[int, torch.Tensor], learning_rate: float) -> None:
-        """One optimizer step on the record in the buffer; `gradients` by position."""
-        assert self.optimizer is not None
-        for position, gradient in gradients.items():
-            self.views[position, ""].grad = gradient
-        set_learning_rate(self.optimizer, learning_rate)
-        self.optimizer.step()
-        for position in gradients:
-            self.views[position, ""].grad = None
-        self._point_state_at_views()
+CHUNK_ELEMENTS = 2 << 20
+"""Weights in a chunk: 8 MiB of each fp32 region, enough for the disk's full rate."""
 
 
 class DiskStore(WeightStore):
-    """Weights and optimizer state in files below `directory`, which must exist.
+    """Weights and optimizer state in a file below `directory`, which must exist.
+
+    Args:
+        weights: the first values; read once, one weight after another.
+        copies: further dtypes that weights are fetched in.
+        chunk_elements: how much of a shard is updated at a time.
 
     Raises:
         PlanError: the folder does not exist, cannot be written or has too little room; later, a
@@ -111,6 +69,9 @@ class DiskStore(WeightStore):
         shards: Sequence[Shard],
         config: OptimizerConfig | None,
         directory: Path,
+        *,
+        copies: Copies | None = None,
+        chunk_elements: int = CHUNK_ELEMENTS,
     ) -> None:
         if not directory.is_dir():
             raise PlanError(
@@ -118,190 +79,287 @@ class DiskStore(WeightStore):
                 allowed="disk:DIR with an existing, writable folder",
                 hint=f"mkdir -p {directory}, or --weight_store ram",
             )
-        self._shards = tuple(shards)
+        self._config = config
+        records, end = _lay_out_all(weights, shards, config, copies or {}, chunk_elements)
+        self._records = {record.shard.index: record for record in records}
         self._place_of = {
-            name: (shard.index, position)
-            for shard in shards
-            for position, name in enumerate(shard.names)
+            name: (record, position)
+            for record in records
+            for position, name in enumerate(record.shard.names)
         }
-        self._directory = directory
-        self._files: dict[int, int] = {}
-        self._stagings: dict[int, _Staging] = {}
+        self._parked: dict[int, frozenset[int]] = {}
+        self._scalars: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
+        self._was_mapped = False
+        self._threads = io_threads()
         try:
-            self._create(weights, config)
-        except OSError as error:
-            self.close()
-            raise _store_failed(error, directory) from error
+            self._file = DirectFile(directory, end, self._threads)
+        except BaseException:
+            self._threads.shutdown()
+            raise
+        try:
+            self._fetches = FetchBuffers(self._file)
+            self._stagings = Stagings(self._file, records, config)
+            self.staging_bytes = self._stagings.num_bytes + idle_bytes(records)
+            for record in self._records.values():
+                self._create(record, weights)
         except BaseException:
             self.close()
             raise
 
-    def _create(self, weights: Mapping[str, torch.Tensor], config: OptimizerConfig | None) -> None:
-        by_layout: dict[tuple[_Entry, ...], _Staging] = {}
-        for shard in self._shards:
-            staging = _Staging(shard, weights, config)
-            file, name = tempfile.mkstemp(prefix="openwafer-store-", dir=self._directory)
-            self._files[shard.index] = file
-            # Without a name it goes with the process, also with one that is killed.
-            os.unlink(name)
-            _preallocate(file, staging.num_bytes, self._directory)
-            _write(file, staging.buffer, 0)
-            self._stagings[shard.index] = by_layout.setdefault(staging.entries, staging)
+    # ------------------------------------------------------------------ fetch
 
-    def fetch(self, names: Sequence[str]) -> list[torch.Tensor]:
-        fetched: list[torch.Tensor] = []
-        for name in names:
-            index, position = self._place_of[name]
-            entry = self._stagings[index].entries[position]
-            tensor = torch.empty(entry.spec.shape, dtype=entry.spec.torch_dtype)
-            self._read(index, _bytes_of(tensor), entry.offset)
-            fetched.append(tensor)
-        return fetched
+    def fetch(self, wanted: Sequence[StreamedWeight]) -> Fetched:
+        entries: list[Entry] = []
+        for weight in wanted:
+            record, position = self._place_of[weight.name]
+            own = record.regions[WEIGHT][position].spec.torch_dtype
+            region = WEIGHT if weight.dtype == own else copy_region(weight.dtype)
+            entries.append(record.regions[region][position])
+        tensors, buffer = self._fetches.read(entries)
+        return Fetched(tensors=tensors, buffer=buffer)
+
+    def release(self, fetched: Fetched) -> None:
+        if fetched.buffer is not None:
+            self._fetches.give_back(fetched.buffer)
+
+    # ------------------------------------------------------------------ update
+
+    def park(self, shard: Shard, gradients: Mapping[str, torch.Tensor]) -> None:
+        record = self._records[shard.index]
+        flat = _by_position(shard, gradients)
+        for chunk in record.chunks:
+            staging = self._stagings.next()
+            views, _ = self._stagings.over(staging, record, chunk)
+            for number, piece in enumerate(chunk):
+                if piece.position in flat and piece.stop > piece.start:
+                    part = flat[piece.position].view(-1)[piece.start : piece.stop]
+                    views[number, GRADIENT].view(-1).copy_(part)
+            self._stagings.begin_write(staging, record, chunk, (GRADIENT,))
+        self._stagings.settle()
+        self._parked[shard.index] = frozenset(flat)
 
     def update(
-        self, shard: Shard, gradients: Mapping[str, torch.Tensor], learning_rate: float
+        self,
+        shard: Shard,
+        gradients: Mapping[str, torch.Tensor] | None,
+        learning_rate: float,
+        prepare: Prepare | None = None,
     ) -> None:
-        staging = self._load_record(shard)
-        by_position = {self._place_of[name][1]: grad for name, grad in gradients.items()}
-        staging.step(by_position, learning_rate)
-        self._write_record(shard, staging)
+        record = self._records[shard.index]
+        flat = None if gradients is None else _by_position(shard, gradients)
+        given = self._parked.pop(shard.index) if flat is None else frozenset(flat)
+        if flat is not None and prepare is not None:
+            prepare(list(flat.values()))
+        if self._was_mapped:
+            self._file.forget_cached()
+            self._was_mapped = False
+        regions = [r for r in record.regions if not _is_copy(r) and (r != GRADIENT or flat is None)]
+        kept = [region for region in record.regions if region != GRADIENT]
+        new_scalars: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
+        coming: deque[tuple[Staging, list[Future[None]]]] = deque()
+        for index, chunk in enumerate(record.chunks):
+            for ahead in record.chunks[index + len(coming) : index + 2]:
+                coming.append(self._stagings.begin_read(record, ahead, regions))
+            staging, reads = coming.popleft()
+            wait_for(reads)
+            views, optimizer = self._stagings.over(staging, record, chunk)
+            assert optimizer is not None
+            grads = {
+                number: views[number, GRADIENT] if flat is None else _part(flat, piece)
+                for number, piece in enumerate(chunk)
+                if piece.position in given
+            }
+            grads = {n: grad.view(views[n, WEIGHT].shape) for n, grad in grads.items()}
+            if flat is None and prepare is not None:
+                prepare(list(grads.values()))
+            self._step(record, chunk, views, optimizer, grads, learning_rate, new_scalars)
+            self._renew_copies(record, chunk, views)
+            self._stagings.begin_write(staging, record, chunk, kept)
+        self._stagings.settle()
+        self._scalars.update(new_scalars)
 
-    def _load_record(self, shard: Shard) -> _Staging:
-        staging = self._stagings[shard.index]
-        self._read(shard.index, staging.buffer, 0)
-        return staging
+    def _step(
+        self,
+        record: Record,
+        chunk: Chunk,
+        views: Views,
+        optimizer: torch.optim.Optimizer,
+        gradients: Mapping[int, torch.Tensor],
+        learning_rate: float,
+        new_scalars: dict[tuple[int, int], dict[str, torch.Tensor]],
+    ) -> None:
+        """One optimizer step on the chunk in `views`. Every piece of a weight counts from the old
+        single numbers (step counts and the like); the new ones are the same for all."""
+        for number in gradients:
+            weight = views[number, WEIGHT]
+            weight.grad = gradients[number]
+            scalars = self._scalars[record.shard.index, chunk[number].position]
+            for key, value in scalars.items():
+                optimizer.state[weight][key].copy_(value)
+        set_learning_rate(optimizer, learning_rate)
+        optimizer.step()
+        for number in gradients:
+            weight, piece = views[number, WEIGHT], chunk[number]
+            weight.grad = None
+            state = optimizer.state[weight]
+            for key in record.state_keys[piece.position]:
+                if state[key] is not views[number, key]:  # the optimizer made a new tensor
+                    views[number, key].copy_(state[key])
+                    state[key] = views[number, key]
+            place = (record.shard.index, piece.position)
+            new_scalars[place] = {key: state[key].clone() for key in self._scalars[place]}
 
-    def _write_record(self, shard: Shard, staging: _Staging) -> None:
-        try:
-            _write(self._files[shard.index], staging.buffer, 0)
-        except OSError as error:
-            raise _store_failed(error, self._directory) from error
+    def _renew_copies(self, record: Record, chunk: Chunk, views: Views) -> None:
+        for number in range(len(chunk)):
+            for region in record.regions:
+                if _is_copy(region) and (number, region) in views:
+                    views[number, region].copy_(views[number, WEIGHT])
 
-    def _read(self, index: int, target: torch.Tensor, offset: int) -> None:
-        try:
-            _read(self._files[index], target, offset)
-        except OSError as error:
-            raise _store_failed(error, self._directory) from error
+    # ------------------------------------------------------------------ whole records
+
+    def _create(self, record: Record, weights: Mapping[str, torch.Tensor]) -> None:
+        """Write the first weights, their copies, and the optimizer's first state."""
+        for chunk in (*record.chunks, *record.rest):
+            staging = self._stagings.next()
+            views, optimizer = self._stagings.fresh(staging, record, chunk)
+            self._put_weights(record, chunk, views, weights)
+            if optimizer is not None:
+                for number, piece in enumerate(chunk):
+                    state = optimizer.state[views[number, WEIGHT]]
+                    self._scalars[record.shard.index, piece.position] = {
+                        key: value.clone() for key, value in state.items() if not value.dim()
+                    }
+            self._renew_copies(record, chunk, views)
+            regions = [region for region in record.regions if region != GRADIENT]
+            self._stagings.begin_write(staging, record, chunk, regions)
+        self._stagings.settle()
+
+    @staticmethod
+    def _put_weights(
+        record: Record, chunk: Chunk, views: Views, weights: Mapping[str, torch.Tensor]
+    ) -> None:
+        for number, piece in enumerate(chunk):
+            name = record.shard.names[piece.position]
+            if name in weights:
+                _copy_part(views[number, WEIGHT], weights[name], piece)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        names = [name for shard in self._shards for name in shard.names]
-        return dict(zip(names, self.fetch(names), strict=True))
+        return {name: self._mapped(name, WEIGHT) for name in self._place_of}
 
     def optimizer_state(self) -> dict[str, dict[str, Any]]:
         state: dict[str, dict[str, Any]] = {}
-        for shard in self._shards:
-            staging = self._load_record(shard)
-            state.update((name, {}) for name in shard.trained)
-            for (position, key), view in staging.views.items():
-                if key:
-                    state[shard.names[position]][key] = view.clone()
+        for record in self._records.values():
+            for position, keys in record.state_keys.items():
+                name = record.shard.names[position]
+                state[name] = {
+                    **self._scalars[record.shard.index, position],
+                    **{key: self._mapped(name, key) for key in keys},
+                }
         return state
+
+    def _mapped(self, name: str, region: str) -> torch.Tensor:
+        self._was_mapped = True
+        record, position = self._place_of[name]
+        entry = record.regions[region][position]
+        held = self._file.mapped(entry.offset, entry.spec.num_bytes)
+        return held.view(entry.spec.torch_dtype).view(entry.spec.shape)
 
     def load(
         self, weights: Mapping[str, torch.Tensor], state: Mapping[str, Mapping[str, Any]]
     ) -> None:
-        for shard in self._shards:
-            staging = self._load_record(shard)
-            for position, name in enumerate(shard.names):
-                if name in weights:
-                    staging.views[position, ""].copy_(weights[name])
-            if state and staging.optimizer is not None:
-                # The optimizer knows the weights by the names of the layout's first shard.
-                known_as = dict(zip(shard.names, staging.names, strict=True))
-                own = {known_as[name]: state.get(name, {}) for name in shard.trained}
-                load_optimizer_state(staging.optimizer, list(own), own)
-            self._write_record(shard, staging)
+        for record in self._records.values():
+            self._check_state(record, state)
+        for record in self._records.values():
+            regions = [region for region in record.regions if region != GRADIENT]
+            for chunk in (*record.chunks, *record.rest):
+                staging, reads = self._stagings.begin_read(record, chunk, regions)
+                wait_for(reads)
+                views, _ = self._stagings.over(staging, record, chunk)
+                self._put_weights(record, chunk, views, weights)
+                self._put_state(record, chunk, views, state)
+                self._renew_copies(record, chunk, views)
+                self._stagings.begin_write(staging, record, chunk, regions)
+            self._stagings.settle()
+
+    def _check_state(self, record: Record, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raise CheckpointError where a loaded state does not fit, before anything is changed."""
+        if not state or self._config is None or not record.state_keys:
+            return
+        outlines = {
+            record.shard.names[position]: torch.empty(
+                record.regions[WEIGHT][position].spec.shape, device="meta"
+            )
+            for position in record.state_keys
+        }
+        load_optimizer_state(build_optimizer(self._config, outlines), None, state)
+
+    def _put_state(
+        self, record: Record, chunk: Chunk, views: Views, state: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        for number, piece in enumerate(chunk):
+            entries = state.get(record.shard.names[piece.position], {})
+            for key in record.state_keys.get(piece.position, ()) if entries else ():
+                if entries[key] is None:  # torch's SGD before its first step
+                    views[number, key].zero_()
+                else:
+                    _copy_part(views[number, key], torch.as_tensor(entries[key]), piece)
+            scalars = self._scalars.get((record.shard.index, piece.position), {})
+            for key, value in scalars.items() if entries else ():
+                # AdamW without bias correction counts from infinity, and stays there.
+                if not (key == "step" and math.isinf(float(value))):
+                    value.copy_(torch.as_tensor(entries[key]))
 
     def close(self) -> None:
-        for file in self._files.values():
-            os.close(file)
-        self._files.clear()
+        self._threads.shutdown(wait=True)
+        self._file.close()
 
 
-def _lay_out(
-    weights: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer | None
-) -> tuple[tuple[_Entry, ...], int]:
-    """Weights first and in order, so that a fetch reads one stretch; then the state of each."""
-    decay = {
-        weight: float(group.get("weight_decay", 0.0))
-        for group in (optimizer.param_groups if optimizer else ())
-        for weight in group["params"]
-    }
-    tensors = [(position, "", weight) for position, weight in enumerate(weights)]
-    for position, weight in enumerate(weights):
-        state = optimizer.state.get(weight, {}) if optimizer else {}
-        for key, value in state.items():
-            assert isinstance(value, torch.Tensor), f"optimizer state {key} is not a tensor"
-            tensors.append((position, key, value))
-    entries: list[_Entry] = []
-    offset = 0
-    for position, key, tensor in tensors:
-        spec = TensorSpec.of(tensor)
-        entries.append(
-            _Entry(
-                position=position,
-                key=key,
-                spec=spec,
-                offset=offset,
-                weight_decay=decay.get(weights[position], -1.0),
-            )
+def staging_bytes(
+    weights: Mapping[str, torch.Tensor],
+    shards: Sequence[Shard],
+    config: OptimizerConfig | None,
+    *,
+    copies: Copies,
+) -> int:
+    """What a store of these weights would take of host memory, without making it."""
+    records, _ = _lay_out_all(weights, shards, config, copies, CHUNK_ELEMENTS)
+    return NUM_STAGINGS * largest_chunk_bytes(records) + idle_bytes(records)
+
+
+def _lay_out_all(
+    weights: Mapping[str, torch.Tensor],
+    shards: Sequence[Shard],
+    config: OptimizerConfig | None,
+    copies: Copies,
+    chunk_elements: int,
+) -> tuple[list[Record], int]:
+    """The shards' records, and the size of the file."""
+    records: list[Record] = []
+    end = 0
+    for shard in shards:
+        record, end = lay_out(
+            shard, weights, copies, config, first_byte=end, chunk_elements=chunk_elements
         )
-        offset += -(-spec.num_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-    return tuple(entries), offset
+        records.append(record)
+    return records, end
 
 
-def _view(buffer: torch.Tensor, entry: _Entry) -> torch.Tensor:
-    end = entry.offset + entry.spec.num_bytes
-    return buffer[entry.offset : end].view(entry.spec.torch_dtype).view(entry.spec.shape)
+def _is_copy(region: str) -> bool:
+    return region.startswith("copy in ")
 
 
-def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.reshape(-1).view(torch.uint8)
+def _by_position(shard: Shard, gradients: Mapping[str, torch.Tensor]) -> dict[int, torch.Tensor]:
+    """Row by row, as the file has them."""
+    return {i: gradients[n].contiguous() for i, n in enumerate(shard.names) if n in gradients}
 
 
-def _preallocate(file: int, num_bytes: int, directory: Path) -> None:
-    """Take the space now, so that a full disk is an error before training and not during it."""
-    try:
-        if num_bytes:
-            os.posix_fallocate(file, 0, num_bytes)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        free_bytes = shutil.disk_usage(directory).free
-        raise PlanError(
-            f"no room for the weight store: {num_bytes:,} bytes more are needed",
-            where=str(directory),
-            allowed=f"{free_bytes:,} bytes are free there",
-            hint="give --weight_store disk:DIR on a larger disk, or ram",
-        ) from error
+def _part(tensors: Mapping[int, torch.Tensor], piece: Piece) -> torch.Tensor:
+    return tensors[piece.position].view(-1)[piece.start : piece.stop]
 
 
-def _store_failed(error: OSError, directory: Path) -> PlanError:
-    return PlanError(
-        f"the weight store cannot be used: {error.strerror or error}",
-        where=str(directory),
-        hint="give --weight_store disk:DIR on another disk, or ram; go on from the last checkpoint",
-    )
-
-
-def _memory_of(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a flat uint8 tensor, without a copy."""
-    array: Any = tensor.numpy()
-    return memoryview(array) if tensor.numel() else memoryview(b"")
-
-
-def _read(file: int, target: torch.Tensor, offset: int) -> None:
-    view = _memory_of(target)
-    done = 0
-    while done < len(view):
-        count = os.preadv(file, [view[done:]], offset + done)
-        if count == 0:
-            raise OSError(errno.EIO, "the weight store's file is shorter than its record")
-        done += count
-
-
-def _write(file: int, source: torch.Tensor, offset: int) -> None:
-    view = _memory_of(source)
-    done = 0
-    while done < len(view):
-        done += os.pwritev(file, [view[done:]], offset + done)
+def _copy_part(target: torch.Tensor, source: torch.Tensor, piece: Piece) -> None:
+    """Fill `target` with the piece's elements of `source`, or with all of it where it is whole."""
+    if target.shape == source.shape:
+        target.copy_(source)
+    else:
+        target.copy_(source.reshape(-1)[piece.start : piece.stop])

@@ -51,6 +51,21 @@ class ModelState:
     optimizer: dict[str, dict[str, Any]]
     loss_scale: dict[str, float]
 
+    def copied(self) -> ModelState:
+        """The same in memory of its own; tied weights stay one tensor."""
+        copies = {id(value): value.clone() for value in self.model.values()}
+        return ModelState(
+            model={name: copies[id(value)] for name, value in self.model.items()},
+            optimizer={
+                name: {
+                    key: value.clone() if isinstance(value, torch.Tensor) else value
+                    for key, value in entries.items()
+                }
+                for name, entries in self.optimizer.items()
+            },
+            loss_scale=dict(self.loss_scale),
+        )
+
 
 class Executor(ABC):
     """Runs steps of one model. `step` is the global step before the update, from 0."""
@@ -65,7 +80,12 @@ class Executor(ABC):
 
     @abstractmethod
     def state(self) -> ModelState:
-        """The state after the last step, with every pending update applied."""
+        """A copy of the state after the last step, with every pending update applied."""
+
+    def borrowed_state(self) -> ModelState:
+        """`state` without a copy of the model where that can be: not to be written to, and valid
+        until the next step. It may be the executor's own tensors, or views of a file."""
+        return self.state()
 
     @abstractmethod
     def load_state(self, state: ModelState, *, weights_only: bool = False) -> None:

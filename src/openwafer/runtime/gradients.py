@@ -21,6 +21,7 @@ def add_gradients(
     """Add one layer's gradients to its running sums, in place after the first.
 
     Layer functions give each weight's gradient memory of its own (lower.py), so this is safe.
+    Sums are fp32, as master weights are, where a weight was taken in 16 bits.
     """
     for name, gradient in zip(names, gradients, strict=True):
         if gradient is None:
@@ -28,7 +29,8 @@ def add_gradients(
         if name in sums:
             sums[name].add_(gradient)
         else:
-            sums[name] = gradient.contiguous()
+            wide = torch.promote_types(gradient.dtype, torch.float32)
+            sums[name] = gradient.to(wide).contiguous()
 
 
 def sum_over_layers(parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

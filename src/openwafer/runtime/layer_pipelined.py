@@ -17,8 +17,10 @@ from openwafer.optim.state import load_optimizer_state, optimizer_state
 from openwafer.runtime.compiled import CompiledModel
 from openwafer.runtime.executor import Batch, Executor, ModelState, StepResult
 from openwafer.runtime.gradients import add_gradients, sum_over_layers
+from openwafer.runtime.host_memory import keep_freed_memory
 from openwafer.runtime.inspect import first_nonfinite, nonfinite_loss
 from openwafer.runtime.update import UpdateRule
+from openwafer.runtime.weight_copies import WeightCopies
 from openwafer.runtime.workload import Workload, mean_of, state_dict_of
 
 __all__ = ["LayerPipelined"]
@@ -29,12 +31,15 @@ class LayerPipelined(Executor):
 
     def __init__(self, workload: Workload) -> None:
         self._workload = workload
+        if workload.device.type == "cpu":
+            keep_freed_memory()
         self._weights = {
             name: weight.detach().to(workload.device) for name, weight in workload.weights.items()
         }
         self._buffers = {
             node: buffer.detach().to(workload.device) for node, buffer in workload.buffers.items()
         }
+        self._copies = WeightCopies(self._weights)
         self._last_model: CompiledModel | None = None
         self._rule: UpdateRule | None = None
         self._optimizer: torch.optim.Optimizer | None = None
@@ -77,7 +82,7 @@ class LayerPipelined(Executor):
     ) -> list[Sequence[torch.Tensor]]:
         key = self._workload.key(step, microbatch)
         return [
-            compiled.forward(key, self._of(compiled.layer.parameters), self._buffers, values)
+            compiled.forward(key, self._copies.taken_by(compiled), self._buffers, values)
             for compiled in model.layers
         ]
 
@@ -91,12 +96,8 @@ class LayerPipelined(Executor):
         """Add this microbatch's gradients to each layer's own sums."""
         for index in range(len(model.layers) - 1, -1, -1):
             compiled = model.layers[index]
-            names = compiled.layer.parameters
-            grads = compiled.backward(self._of(names), saved.pop(), gradients)
-            add_gradients(parts[index], names, grads)
-
-    def _of(self, names: Sequence[str]) -> list[torch.Tensor]:
-        return [self._weights[name] for name in names]
+            grads = compiled.backward(self._copies.taken_by(compiled), saved.pop(), gradients)
+            add_gradients(parts[index], compiled.layer.parameters, grads)
 
     def _update(
         self, parts: list[dict[str, torch.Tensor]], step: int
@@ -115,6 +116,7 @@ class LayerPipelined(Executor):
             set_learning_rate(optimizer, self._workload.learning_rate_at(step))
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            self._copies.renew()
         return decision.apply, decision.grad_norm, scale
 
     def eval_step(self, batch: Batch, *, step: int) -> StepResult:
@@ -140,6 +142,7 @@ class LayerPipelined(Executor):
 
     def load_state(self, state: ModelState, *, weights_only: bool = False) -> None:
         self._workload.load_into(state.model, self._weights, self._buffers)
+        self._copies.renew()
         if weights_only or self._optimizer is None or self._rule is None:
             return
         if state.optimizer:
@@ -149,8 +152,12 @@ class LayerPipelined(Executor):
     def explain_nonfinite(self, microbatches: Sequence[Batch], *, step: int) -> str:
         assert self._last_model is not None, "asked before any step"
         buffers = dict(self._buffers)
+
+        def weights_of(names: Sequence[str]) -> list[torch.Tensor]:
+            return [self._weights[name] for name in names]
+
         return first_nonfinite(
-            self._workload, self._last_model, microbatches, step, self._of, buffers
+            self._workload, self._last_model, microbatches, step, weights_of, buffers
         )
 
 

@@ -13,7 +13,7 @@ where its weights are.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from openwafer.runtime.randomness import (
 )
 from openwafer.runtime.trace import JointGraph, TensorFact
 
-__all__ = ["LayerFunctions", "cut_joint_graph"]
+__all__ = ["LayerFunctions", "as_traced", "cut_joint_graph", "memory_root"]
 
 _aten = torch.ops.aten
 
@@ -56,6 +56,8 @@ class LayerFunctions:
     saved_specs: text of what forward keeps for backward, per microbatch (shape and dtype).
     saved_bytes: its size; an input that is saved counts, since it must stay alive.
     num_draws: random draws in one forward pass; the next layer's keys begin after them.
+    forward_graph, backward_graph: what is computed, operation by operation.
+    run_forward, run_backward: what computes it: the graphs, or their compiled forms.
     """
 
     num_weights: int
@@ -70,12 +72,14 @@ class LayerFunctions:
     num_draws: int
     forward_graph: fx.GraphModule
     backward_graph: fx.GraphModule | None
+    run_forward: Callable[..., Sequence[Any]]
+    run_backward: Callable[..., Sequence[Any]] | None
 
     def forward(
         self, key: DrawKey, weights: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]
     ) -> tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]:
         """Outputs, and what `backward` needs besides the weights."""
-        results = self.forward_graph(key, *_as_traced([*weights, *inputs], self.arguments))
+        results = self.run_forward(key, *as_traced([*weights, *inputs], self.arguments))
         return results[: self.num_outputs], results[self.num_outputs :]
 
     def backward(
@@ -88,21 +92,21 @@ class LayerFunctions:
 
         `grad_outputs` has one tensor for each output marked in `self.grad_outputs`.
         """
-        if self.backward_graph is None:
+        if self.run_backward is None:
             return [None] * self.num_weights, [None] * len(self.grad_inputs)
-        held = _as_traced(weights, self.arguments[: self.num_weights])
-        incoming = _as_traced(grad_outputs, self.tangents)
-        results = self.backward_graph(*held, *saved, *incoming)
+        held = as_traced(weights, self.arguments[: self.num_weights])
+        incoming = as_traced(grad_outputs, self.tangents)
+        results = self.run_backward(*held, *saved, *incoming)
         return results[: self.num_weights], results[self.num_weights :]
 
 
-def _as_traced(tensors: Sequence[torch.Tensor], facts: Sequence[TensorFact]) -> list[torch.Tensor]:
-    """The tensors in the memory layout of the trace, which its views rely on."""
+def as_traced(tensors: Sequence[torch.Tensor], facts: Sequence[TensorFact]) -> list[torch.Tensor]:
+    """The tensors in the dtype and memory layout of the trace, which its views rely on."""
     return [
         tensor
-        if tensor.stride() == fact.strides or not fact.is_dense
+        if tensor.dtype == fact.dtype and (tensor.stride() == fact.strides or not fact.is_dense)
         else torch.empty_strided(
-            fact.shape, fact.strides, dtype=tensor.dtype, device=tensor.device
+            fact.shape, fact.strides, dtype=fact.dtype, device=tensor.device
         ).copy_(tensor)
         for tensor, fact in zip(tensors, facts, strict=True)
     ]
@@ -118,6 +122,7 @@ def cut_joint_graph(
     graph, num_outputs = joint.graph, joint.num_outputs
     draws = {node: i for i, node in enumerate(n for n in graph.nodes if _is_draw(n))}
     _drop_identities(graph)
+    _merge_casts(graph)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     inputs = placeholders[: joint.num_arguments]
     tangents = placeholders[joint.num_arguments :]
@@ -150,6 +155,8 @@ def cut_joint_graph(
         num_draws=len(draws),
         forward_graph=forward_graph,
         backward_graph=backward_graph,
+        run_forward=forward_graph,
+        run_backward=backward_graph,
     )
 
 
@@ -165,6 +172,26 @@ def _drop_identities(graph: fx.Graph) -> None:
         if node.op == "call_function" and node.target in _IDENTITIES:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
+
+
+def _merge_casts(graph: fx.Graph) -> None:
+    """Autocast casts a value again for each operation that reads it: one copy is enough to keep.
+
+    Casts to more bits and other operations that occur twice are left alone: what a backward pass
+    computes again, it was written so in order not to keep.
+    """
+    first: dict[Any, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.target is _aten._to_copy.default and _narrows(node):
+            same = first.setdefault((node.args, tuple(sorted(node.kwargs.items()))), node)
+            if same is not node:
+                node.replace_all_uses_with(same)
+                graph.erase_node(node)
+
+
+def _narrows(node: fx.Node) -> bool:
+    before, after = (n.meta["val"].dtype for n in (node.all_input_nodes[0], node))
+    return after.itemsize < before.itemsize
 
 
 def _needed_for(results: Sequence[Any], stop: set[fx.Node] | None = None) -> set[fx.Node]:
@@ -274,7 +301,7 @@ def _own_memory(module: fx.GraphModule, num_weights: int) -> None:
     """
     output = module.graph.find_nodes(op="output")[0]
     results = list(output.args[0])
-    roots = [None if node is None else _root(node) for node in results]
+    roots = [None if node is None else memory_root(node) for node in results]
     for index in range(num_weights):
         root = roots[index]
         if root is None or (root.op != "placeholder" and roots.count(root) == 1):
@@ -285,7 +312,7 @@ def _own_memory(module: fx.GraphModule, num_weights: int) -> None:
     module.recompile()
 
 
-def _root(node: fx.Node) -> fx.Node:
+def memory_root(node: fx.Node) -> fx.Node:
     """The node whose memory a view shows."""
     while _shares_memory(node) and node.all_input_nodes:
         source = node.all_input_nodes[0]
@@ -305,9 +332,12 @@ def _keyed(
     """The keyed draw in place of one of torch's random operations."""
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: environment[n])
     if node.target is _aten.native_dropout.default:
-        return extracted.call_function(keyed_dropout, (key, offset, args[0], args[1]))
-    given: Any = (key, offset, node.target, *args)
-    return extracted.call_function(keyed_draw, given, kwargs)
+        drawn = extracted.call_function(keyed_dropout, (key, offset, args[0], args[1]))
+    else:
+        given: Any = (key, offset, node.target, *args)
+        drawn = extracted.call_function(keyed_draw, given, kwargs)
+    drawn.meta = dict(node.meta)
+    return drawn
 
 
 def _refuse_other_randomness(node: fx.Node) -> None:

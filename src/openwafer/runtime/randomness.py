@@ -22,7 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 __all__ = [
     "DrawKey",
     "KeyedDraws",
+    "apply_dropout",
     "draw_bernoulli",
+    "draw_kept",
     "dropout_backward",
     "has_keyed_draw",
     "keyed_draw",
@@ -75,12 +77,30 @@ def draw_bernoulli(
     return _laid_out(drawn.to(like.dtype), like)
 
 
+def draw_kept(
+    key: DrawKey, offset: int, shape: Sequence[int], probability: float, device: torch.device
+) -> torch.Tensor:
+    """Where `draw_bernoulli` gives ones, as booleans [*shape] in row order."""
+    generator = _generator(key.at(key.ordinal + offset), device)
+    # On a CPU the numbers drawn do not depend on the dtype that they are drawn into.
+    dtype = torch.bool if device.type == "cpu" else torch.float32
+    drawn = torch.empty(tuple(shape), dtype=dtype, device=device)
+    return drawn.bernoulli_(probability, generator=generator).to(torch.bool)
+
+
 def keyed_dropout(
     key: DrawKey, offset: int, value: torch.Tensor, probability: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What aten.native_dropout gives in training: the scaled result and the boolean keep mask."""
-    keep = 1.0 - probability
-    mask = draw_bernoulli(key, offset, value, keep)
+    mask = draw_bernoulli(key, offset, value, 1.0 - probability)
+    return apply_dropout(value, mask, probability)
+
+
+def apply_dropout(
+    value: torch.Tensor, mask: torch.Tensor, probability: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`keyed_dropout` with its mask, ones where a value is kept, drawn before."""
+    keep, mask = 1.0 - probability, mask.to(value.dtype)
     # The mask is scaled first, in the dtype of the value, as torch's own dropout does on a CPU:
     # in 16 bits another order would round otherwise than the plain loop.
     scaled = mask / keep if keep else mask

@@ -1,16 +1,17 @@
 """The weight store: where weights and optimizer state live while they are not on the device.
 
-Decides the seam (fetch, update, save, load) and how weights are grouped into shards: one for each
-layer that is the first to read a weight. Does not decide when anything is fetched or updated
-(weight_streaming.py).
+Decides the seam (fetch, release, park, update, save, load), how weights are grouped into shards
+(one for each layer that is the first to read a weight), and the store in host memory. Does not
+decide when anything is fetched or updated (weight_traffic.py).
 
-The optimizer runs here, one shard at a time, on the host; its state never sits on the device.
+The optimizer runs here, one shard at a time, on the host; its state never sits on the device. Where
+layers take 16-bit weights, the store keeps the copies, made once per update.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,24 @@ from openwafer.config.optimizer import OptimizerConfig
 from openwafer.optim.build import build_optimizer, set_learning_rate
 from openwafer.optim.state import load_optimizer_state, optimizer_state
 from openwafer.plan.layers import Layer
+from openwafer.runtime.compiled import CompiledModel, StreamedWeight
 
-__all__ = ["RamStore", "Shard", "WeightStore", "make_shards"]
+__all__ = [
+    "Copies",
+    "Fetched",
+    "Prepare",
+    "RamStore",
+    "Shard",
+    "WeightStore",
+    "copies_wanted",
+    "make_shards",
+]
+
+Copies = Mapping[str, Collection[torch.dtype]]
+"""Weight name → the other dtypes that layers take it in."""
+
+Prepare = Callable[[Sequence[torch.Tensor]], None]
+"""Changes gradients in place, element by element, just before the optimizer (clipping)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +48,15 @@ class Shard:
     index: int
     names: tuple[str, ...]
     trained: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """Weights on the host in the dtypes that were asked for, to be read only; valid until they are
+    released or updated. `buffer` is the store's own, where they were copied to."""
+
+    tensors: list[torch.Tensor]
+    buffer: torch.Tensor | None = None
 
 
 def make_shards(
@@ -46,26 +72,55 @@ def make_shards(
     return tuple(shards)
 
 
+def copies_wanted(models: Sequence[CompiledModel | None], weights: Mapping[str, Any]) -> Copies:
+    """The dtypes, other than their own, in which the layers of some models take weights."""
+    wanted: dict[str, set[torch.dtype]] = {}
+    for model in models:
+        for compiled in model.layers if model is not None else ():
+            for streamed in compiled.streamed:
+                if streamed.dtype != weights[streamed.name].dtype:
+                    wanted.setdefault(streamed.name, set()).add(streamed.dtype)
+    return wanted
+
+
 class WeightStore(ABC):
-    """Holds fp32 weights and optimizer state by shard. Calls come from one thread at a time."""
+    """Holds weights and optimizer state by shard. Calls come from one thread at a time.
+
+    staging_bytes: the most host memory that the store takes for an update, besides what it keeps.
+    """
+
+    staging_bytes: int = 0
 
     @abstractmethod
-    def fetch(self, names: Sequence[str]) -> list[torch.Tensor]:
-        """The weights on the host, to be read only, valid until their next update."""
+    def fetch(self, wanted: Sequence[StreamedWeight]) -> Fetched:
+        """Weights on the host, in the dtypes asked for."""
+
+    def release(self, fetched: Fetched) -> None:
+        """Nobody reads these weights any more."""
+        return
+
+    @abstractmethod
+    def park(self, shard: Shard, gradients: Mapping[str, torch.Tensor]) -> None:
+        """Keep gradients until the next update of the shard, which takes them with `None`."""
 
     @abstractmethod
     def update(
-        self, shard: Shard, gradients: Mapping[str, torch.Tensor], learning_rate: float
+        self,
+        shard: Shard,
+        gradients: Mapping[str, torch.Tensor] | None,
+        learning_rate: float,
+        prepare: Prepare | None = None,
     ) -> None:
-        """One optimizer step on a shard; `gradients` are fp32 on the host, ready to be applied."""
+        """One optimizer step on a shard; gradients are on the host, None for the parked ones. The
+        store may change them."""
 
     @abstractmethod
     def weights(self) -> dict[str, torch.Tensor]:
-        """A copy of all weights, by name."""
+        """All weights, by name: not to be written to, valid until the next update."""
 
     @abstractmethod
     def optimizer_state(self) -> dict[str, dict[str, Any]]:
-        """A copy of the optimizer state of all trained weights, by name."""
+        """The optimizer state of all trained weights, by name; as valid as `weights`."""
 
     @abstractmethod
     def load(
@@ -78,46 +133,83 @@ class WeightStore(ABC):
 
 
 class RamStore(WeightStore):
-    """Everything in host memory. On a CPU device nothing is copied: `fetch` gives the weights."""
+    """Everything in host memory. On a CPU device nothing is copied: `fetch` gives the weights.
+
+    Args:
+        weights: trained in place.
+        pin: put what is fetched into pinned memory, for a GPU to read.
+    """
 
     def __init__(
         self,
         weights: Mapping[str, torch.Tensor],
         shards: Sequence[Shard],
         config: OptimizerConfig | None,
+        *,
+        copies: Copies | None = None,
+        pin: bool = False,
     ) -> None:
-        self._weights = dict(weights)
+        held = {name: weight.detach() for name, weight in weights.items()}
+        self._weights = {n: w.pin_memory() if pin else w for n, w in held.items()}
+        self._copies: dict[str, dict[torch.dtype, torch.Tensor]] = {
+            name: {dtype: _copy(self._weights[name], dtype, pin) for dtype in dtypes}
+            for name, dtypes in (copies or {}).items()
+        }
         self._shards = tuple(shards)
+        self._parked: dict[int, Mapping[str, torch.Tensor]] = {}
         self._optimizers: dict[int, torch.optim.Optimizer] = {}
         if config is not None:
             for shard in shards:
                 if shard.trained:
-                    held = {name: self._weights[name] for name in shard.trained}
-                    self._optimizers[shard.index] = build_optimizer(config, held)
+                    trained = {name: self._weights[name] for name in shard.trained}
+                    self._optimizers[shard.index] = build_optimizer(config, trained)
 
-    def fetch(self, names: Sequence[str]) -> list[torch.Tensor]:
-        return [self._weights[name] for name in names]
+    def fetch(self, wanted: Sequence[StreamedWeight]) -> Fetched:
+        return Fetched(tensors=[self._in_dtype(weight) for weight in wanted])
+
+    def _in_dtype(self, wanted: StreamedWeight) -> torch.Tensor:
+        weight = self._weights[wanted.name]
+        if wanted.dtype == weight.dtype:
+            return weight
+        return self._copies[wanted.name][wanted.dtype]
+
+    def park(self, shard: Shard, gradients: Mapping[str, torch.Tensor]) -> None:
+        self._parked[shard.index] = gradients
 
     def update(
-        self, shard: Shard, gradients: Mapping[str, torch.Tensor], learning_rate: float
+        self,
+        shard: Shard,
+        gradients: Mapping[str, torch.Tensor] | None,
+        learning_rate: float,
+        prepare: Prepare | None = None,
     ) -> None:
         optimizer = self._optimizers[shard.index]
+        given = self._parked.pop(shard.index) if gradients is None else gradients
+        if prepare is not None:
+            prepare(list(given.values()))
         for name in shard.trained:
-            self._weights[name].grad = gradients.get(name)
+            self._weights[name].grad = given.get(name)
         set_learning_rate(optimizer, learning_rate)
         optimizer.step()
         for name in shard.trained:
             self._weights[name].grad = None
+        self._renew_copies(shard.trained)
+
+    def _renew_copies(self, names: Sequence[str]) -> None:
+        with torch.no_grad():
+            for name in names:
+                for copy in self._copies.get(name, {}).values():
+                    copy.copy_(self._weights[name])
 
     def weights(self) -> dict[str, torch.Tensor]:
-        return {name: weight.detach().clone() for name, weight in self._weights.items()}
+        return {name: weight.detach() for name, weight in self._weights.items()}
 
     def optimizer_state(self) -> dict[str, dict[str, Any]]:
         state: dict[str, dict[str, Any]] = {}
         for shard in self._shards:
             if shard.index in self._optimizers:
-                held = optimizer_state(self._optimizers[shard.index], list(shard.trained))
-                state.update(_copied(held))
+                optimizer = self._optimizers[shard.index]
+                state.update(optimizer_state(optimizer, list(shard.trained)))
         return state
 
     def load(
@@ -126,16 +218,12 @@ class RamStore(WeightStore):
         with torch.no_grad():
             for name, value in weights.items():
                 self._weights[name].copy_(value)
+        self._renew_copies(list(self._copies))
         for shard in self._shards:
             if state and shard.index in self._optimizers:
                 load_optimizer_state(self._optimizers[shard.index], list(shard.trained), state)
 
 
-def _copied(state: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    return {
-        name: {
-            key: value.detach().clone() if isinstance(value, torch.Tensor) else value
-            for key, value in entries.items()
-        }
-        for name, entries in state.items()
-    }
+def _copy(weight: torch.Tensor, dtype: torch.dtype, pin: bool) -> torch.Tensor:
+    copy = weight.to(dtype)
+    return copy.pin_memory() if pin else copy

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from openwafer.errors import PlanError
 from openwafer.graph.program import Program, site_of
 from openwafer.plan.layers import Layer
+from openwafer.runtime.forms import Forms
 
 __all__ = ["JointGraph", "LayerTracer", "TensorFact"]
 
@@ -56,7 +57,7 @@ class TensorFact:
         """The same with strides that are dense: its own where they are, else row by row."""
         like = torch.empty_strided(self.shape, self.strides, dtype=self.dtype, device="meta")
         strides = tuple(torch.empty_like(like).stride())
-        return TensorFact(self.shape, self.dtype, strides, self.requires_grad)
+        return replace(self, strides=strides)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,18 +72,45 @@ class JointGraph:
 
 
 class LayerTracer:
-    """Traces layers of one Program; shapes, dtypes and strides alone, nothing is computed."""
+    """Traces layers of one Program; shapes, dtypes and strides alone, nothing is computed.
 
-    def __init__(self, program: Program, *, device: torch.device) -> None:
+    Args:
+        forms: other forms of some operations, for layers that will be compiled.
+    """
+
+    def __init__(
+        self, program: Program, *, device: torch.device, forms: Forms | None = None
+    ) -> None:
         self._nodes = {node.name: node for node in program.graph.nodes}
         self._node_of = {parameter.name: parameter.node for parameter in program.parameters}
         self._device = device
+        self._forms = forms
         self._fake_mode = FakeTensorMode()
 
     def arguments(self, layer: Layer) -> list[str]:
         """Nodes that the layer's function takes: weights, buffers, inputs."""
         weights = [self._node_of[name] for name in layer.parameters]
         return [*weights, *layer.buffers, *layer.inputs]
+
+    def streamed_dtypes(self, layer: Layer) -> dict[str, torch.dtype]:
+        """Weight nodes that the layer reads through one 16-bit cast alone, with its dtype.
+
+        The layer's function takes such a weight cast already. Autocast casts a weight once, so
+        that the gradients of several uses are summed in 16 bits: a weight with several casts keeps
+        them.
+        """
+        return {
+            node: users[0].kwargs["dtype"]  # pyright: ignore[reportReturnType]
+            for node in self.arguments(layer)[: len(layer.parameters)]
+            if len(users := self._users_in(layer, node)) == 1 and _is_cast_to_16_bits(users[0])
+        }
+
+    def structure(self, layer: Layer) -> tuple[Any, ...]:
+        """What copies that share their functions agree on, besides facts of their arguments."""
+        return (layer.structure, self._forms.fingerprint(layer) if self._forms else ())
+
+    def _users_in(self, layer: Layer, node: str) -> list[fx.Node]:
+        return [user for user in self._nodes[node].users if user.name in layer.nodes]
 
     def outputs(self, layer: Layer, arguments: Sequence[TensorFact]) -> list[TensorFact]:
         """What the layer's outputs are like for such arguments."""
@@ -168,8 +196,24 @@ class LayerTracer:
         environment: dict[fx.Node, fx.Node] = {}
         for name in self.arguments(layer):
             environment[self._nodes[name]] = graph.placeholder(name)
+        cast = {
+            user: environment[self._nodes[name]]
+            for name in self.streamed_dtypes(layer)
+            for user in self._users_in(layer, name)
+        }
+        replaced = self._forms.of(layer) if self._forms else {}
+        absorbed = {node for replacement in replaced.values() for node in replacement.absorbed}
         for name in layer.nodes:
             source = self._nodes[name]
+            if source in absorbed:
+                continue
+            if source in cast:
+                environment[source] = cast[source]
+                continue
+            if source in replaced:
+                given = [None if a is None else environment[a] for a in replaced[source].arguments]
+                environment[source] = graph.call_function(replaced[source].function, tuple(given))
+                continue
             copied = graph.node_copy(source, lambda n: environment[n])
             if copied.target is torch.ops.aten.view.default:
                 # Whether a view needs a copy first was decided for the capture's kernels. Here
@@ -184,6 +228,14 @@ class LayerTracer:
             environment[source] = copied
         graph.output([environment[self._nodes[name]] for name in layer.outputs])
         return fx.GraphModule({}, graph)
+
+
+def _is_cast_to_16_bits(node: fx.Node) -> bool:
+    return (
+        node.target is torch.ops.aten._to_copy.default
+        and list(node.kwargs) == ["dtype"]
+        and node.kwargs["dtype"] in (torch.bfloat16, torch.float16)
+    )
 
 
 def _mutates(node: fx.Node) -> bool:

@@ -1,51 +1,61 @@
 """Weight streaming execution: one layer's weights at a time, for models of any size.
 
 Decides the order of work when weights live in a store: all microbatches of a layer before the next
-layer (design decision 7), the next layer fetched while this one computes, gradients returned layer
-by layer, updates at the store. Does not decide what a layer computes, how the store keeps weights,
-or how gradients become an update.
-
-One thread talks to the store, in order: what is asked first is done first. An update that needs the
-whole backward pass (clipping by norm, dynamic loss scaling) waits until its layer's next fetch,
-where it overlaps the next forward pass; any other update runs as its gradient arrives.
+layer (design decision 7), so that weights cross twice per update and gradients once, whatever the
+accumulation. Does not decide what a layer computes, how weights and gradients travel meanwhile
+(weight_traffic.py), how activations are kept (activations.py), or how much fits (step_memory.py).
 """
 
 from __future__ import annotations
 
-import logging
-from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 
 from openwafer.errors import PlanError
+from openwafer.runtime.activations import Activations, LiveTensors, Policy
 from openwafer.runtime.compiled import CompiledLayer, CompiledModel, Gradients, Values
+from openwafer.runtime.device_link import link_to
 from openwafer.runtime.executor import Batch, Executor, ModelState, StepResult
 from openwafer.runtime.gradients import add_gradients
 from openwafer.runtime.inspect import first_nonfinite, nonfinite_loss
 from openwafer.runtime.memory import DeviceMemory
+from openwafer.runtime.replica import Replica
+from openwafer.runtime.spill import Spill
 from openwafer.runtime.store import Shard, WeightStore
+from openwafer.runtime.timeline import NO_RECORDER, Recorder
 from openwafer.runtime.update import Decision, UpdateRule
+from openwafer.runtime.weight_traffic import WeightTraffic
 from openwafer.runtime.workload import Workload, mean_of, state_dict_of
 
-__all__ = ["WeightStreaming"]
+__all__ = ["StreamingOptions", "WeightStreaming"]
 
-_log = logging.getLogger("openwafer")
-
-_T = TypeVar("_T")
+RETURNS_AT_A_TIME = 1
+"""Layers whose gradients may wait to be taken over by the store while the next one computes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _PendingUpdate:
-    """An update that is decided but not applied yet."""
+class StreamingOptions:
+    """How a step goes about its memory; the numbers are the same for all values.
 
-    gradients: Mapping[str, torch.Tensor]
-    decision: Decision
-    learning_rate: float
+    prefetch_depth: layers fetched ahead; 0 fetches when a layer is needed.
+    policies: how each layer's activations are kept; empty keeps all as they are.
+    spill: where spilled ones go; closed with the executor.
+    memory: the account of device memory; raises where a step would need more than its budget.
+    recorder: is told what happens when.
+    replica: which part of a step this process has.
+    """
+
+    prefetch_depth: int = 1
+    policies: tuple[Policy, ...] = ()
+    spill: Spill | None = None
+    memory: DeviceMemory = field(default_factory=DeviceMemory)
+    recorder: Recorder = NO_RECORDER
+    replica: Replica = field(default_factory=Replica)
 
 
 @dataclass(slots=True)
@@ -53,44 +63,43 @@ class _Microbatch:
     """One microbatch on its way through the layers."""
 
     values: Values
-    saved: list[Sequence[torch.Tensor]]
-    gradients: Gradients
+    gradients: Gradients = field(default_factory=dict[str, torch.Tensor])
 
 
 class WeightStreaming(Executor):
-    """Weights come from a store, layer by layer (see the module header).
-
-    Args:
-        prefetch_depth: how many layers ahead are fetched; 0 fetches when a layer is needed.
-        memory: the account of device memory; raises where a step would need more than its budget.
-    """
+    """Weights come from a store, layer by layer (see the module header)."""
 
     def __init__(
         self,
         workload: Workload,
         store: WeightStore,
         shards: Sequence[Shard],
-        *,
-        prefetch_depth: int = 1,
-        memory: DeviceMemory | None = None,
+        options: StreamingOptions | None = None,
     ) -> None:
+        self._options = options or StreamingOptions()
         self._workload = workload
         self._store = store
         self._shards = tuple(shards)
-        self._shard_of = {name: shard for shard in shards for name in shard.names}
-        self._prefetch_depth = prefetch_depth
-        self._memory = memory or DeviceMemory()
+        self._memory = self._options.memory
+        if workload.device.type == "cpu":
+            self._memory.take("store", store.staging_bytes)
+        self._live = LiveTensors(self._memory)
         self._buffers = {
             node: buffer.detach().to(workload.device) for node, buffer in workload.buffers.items()
         }
         self._rule = UpdateRule(workload.optimizer) if workload.optimizer is not None else None
         self._last_model: CompiledModel | None = None
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weight-store")
-        # Both are touched by the store thread alone once an update has been handed over.
-        self._pending: dict[int, _PendingUpdate] = {}
-        self._failed: BaseException | None = None
-        self._counters = {"layers fetched": 0, "bytes fetched": 0, "bytes returned": 0}
-        self._told = False
+        self._recorder, self._replica = self._options.recorder, self._options.replica
+        self._recorder.planned(prefetch_depth=self._options.prefetch_depth)
+        self._traffic = WeightTraffic(
+            store,
+            shards,
+            rule=self._rule,
+            link=link_to(workload.device),
+            memory=self._memory,
+            prefetch_depth=self._options.prefetch_depth,
+            recorder=self._recorder,
+        )
 
     # ------------------------------------------------------------------ steps
 
@@ -99,26 +108,32 @@ class WeightStreaming(Executor):
         self._last_model = model
         assert rule is not None
         self._refuse_late_buffers(model, len(microbatches))
-        runs = [
-            _Microbatch(
-                values=model.feed(self._workload.leaves(batch), self._workload.device),
-                saved=[],
-                gradients={},
-            )
-            for batch in microbatches
-        ]
+        policies = self._options.policies or ("keep",) * len(model.layers)
+        activations = Activations(policies, self._live, self._options.spill)
         try:
-            return self._train(model, rule, runs, step)
+            runs = [self._fed(model, batch) for batch in microbatches]
+            return self._train(model, rule, runs, activations, step)
         finally:
             # All given back already, unless the step was cut short.
-            self._memory.give_all("activations")
+            activations.clear()
+            self._live.drop_all()
+
+    def _fed(self, model: CompiledModel, batch: Batch) -> _Microbatch:
+        values = model.feed(self._workload.leaves(batch), self._workload.device)
+        self._live.hold(values.values())
+        return _Microbatch(values=values)
 
     def _train(
-        self, model: CompiledModel, rule: UpdateRule, runs: Sequence[_Microbatch], step: int
+        self,
+        model: CompiledModel,
+        rule: UpdateRule,
+        runs: Sequence[_Microbatch],
+        activations: Activations,
+        step: int,
     ) -> StepResult:
         scale, buffers = rule.loss_scale, dict(self._buffers)
-        self._forward(model, runs, step, keep=True)
-        losses = [run.values[model.program.loss] for run in runs]
+        self._forward(model, runs, step, activations)
+        losses = self._replica.all_losses([run.values[model.program.loss] for run in runs])
         if self._workload.guard_loss and any(nonfinite_loss(loss) for loss in losses):
             self._buffers = buffers
             return StepResult(loss=mean_of(losses), applied=False)
@@ -126,8 +141,9 @@ class WeightStreaming(Executor):
         for run in runs:
             for name, tensors in model.metric_values(run.values).items():
                 metrics.setdefault(name, []).extend(tensors)
-            run.gradients = model.seed_gradients(run.values, scale / len(runs))
-        decision = self._backward(model, runs, step)
+            run.gradients = model.seed_gradients(run.values, scale / self._replica.total(len(runs)))
+            self._live.hold(run.gradients.values())
+        decision = self._backward(model, runs, activations, step)
         return StepResult(
             loss=mean_of(losses),
             applied=decision.apply,
@@ -138,58 +154,82 @@ class WeightStreaming(Executor):
 
     def eval_step(self, batch: Batch, *, step: int) -> StepResult:
         model = self._last_model = self._workload.evaluation_model()
-        values = model.feed(self._workload.leaves(batch), self._workload.device)
-        run = _Microbatch(values=values, saved=[], gradients={})
-        self._forward(model, [run], step, keep=False)
+        try:
+            run = self._fed(model, batch)
+            self._forward(model, [run], step, None)
+        finally:
+            self._live.drop_all()
         return StepResult(
-            loss=values[model.program.loss].detach().cpu(), metrics=model.metric_values(values)
+            loss=run.values[model.program.loss].detach().cpu(),
+            metrics=model.metric_values(run.values),
         )
 
     def _forward(
-        self, model: CompiledModel, runs: Sequence[_Microbatch], step: int, *, keep: bool
+        self,
+        model: CompiledModel,
+        runs: Sequence[_Microbatch],
+        step: int,
+        activations: Activations | None,
     ) -> None:
-        with closing(self._stream(model.layers)) as layers:
-            for _, compiled, weights in layers:
-                for index, run in enumerate(runs):
-                    key = self._workload.key(step, index)
-                    saved = compiled.forward(key, weights, self._buffers, run.values)
-                    if keep:
-                        self._memory.take("activations", compiled.functions.saved_bytes)
-                        run.saved.append(saved)
+        """All microbatches through each layer; without `activations` nothing is kept."""
+        with closing(self._traffic.stream(model.layers)) as layers:
+            for index, compiled, weights in layers:
+                layer = compiled.layer
+                for microbatch, run in enumerate(runs):
+                    key = self._workload.key(step, self._replica.first(len(runs)) + microbatch)
+                    inputs = [self._buffers[name] for name in layer.buffers]
+                    inputs += [run.values[name] for name in layer.inputs]
+                    spent = [run.values[n] for n in compiled.spent if n in run.values]
+                    with self._recorder.span("compute", layer.name, "forward"):
+                        saved = compiled.forward(key, weights, self._buffers, run.values)
+                    if activations is not None:
+                        activations.keep((index, microbatch), inputs, saved)
+                    self._live.hold(run.values[n] for n in layer.outputs if n in run.values)
+                    self._live.drop(spent)
 
-    def _backward(self, model: CompiledModel, runs: Sequence[_Microbatch], step: int) -> Decision:
+    def _backward(
+        self,
+        model: CompiledModel,
+        runs: Sequence[_Microbatch],
+        activations: Activations,
+        step: int,
+    ) -> Decision:
         """Gradients of every layer, last layer first; updates are started or put off."""
         rule = self._rule
         assert rule is not None
-        learning_rate = self._workload.learning_rate_at(step)
+        rate = self._workload.learning_rate_at(step)
         sums: dict[str, torch.Tensor] = {}
         norms: dict[str, torch.Tensor] = {}
-        waiting: dict[int, dict[str, torch.Tensor]] = {}
-        at_once = Decision(apply=True)
-        with closing(self._stream(model.layers, backward=True)) as layers:
+        activations.ask(len(model.layers) - 1, len(runs))
+        with closing(self._traffic.stream(model.layers, backward=True)) as layers:
             for index, compiled, weights in layers:
-                layer_sums = self._layer_gradients(compiled, weights, runs)
+                if index:
+                    activations.ask(index - 1, len(runs))
+                self._traffic.wait_for_returns(at_most=RETURNS_AT_A_TIME)
+                layer_sums = self._layer_gradients(
+                    (index, compiled, weights), runs, activations, step
+                )
                 for name, gradient in layer_sums.items():
-                    sums[name] = sums[name].add_(gradient) if name in sums else gradient
+                    if name in sums:
+                        sums[name].add_(gradient)
+                        self._memory.give("gradients", _num_bytes(gradient))
+                    else:
+                        sums[name] = gradient
                 done = {n: sums.pop(n) for n in self._complete(index) if n in sums}
                 if not done:
                     continue
                 rule.unscale_(list(done.values()))
-                norms.update(rule.norms(done))
+                norms.update(self._replica.norms(rule, done))
                 if rule.needs_all_gradients:
-                    waiting[index] = done
+                    self._traffic.park(index, compiled.layer.name, done)
                 else:
-                    update = _PendingUpdate(
-                        gradients=done, decision=at_once, learning_rate=learning_rate
-                    )
-                    self._hand_over(index, update)
-                    self._on_store(self._apply_pending, self._shards[index])
+                    self._traffic.update(index, compiled.layer.name, done, rate)
+        if rule.needs_all_gradients:
+            returned = partial(self._traffic.wait_for_returns, at_most=0)
+            norms = self._replica.all_norms(norms, returned)
         decision = rule.decide(norms, self._workload.trained)
-        for index, gradients in waiting.items() if decision.apply else ():
-            update = _PendingUpdate(
-                gradients=gradients, decision=decision, learning_rate=learning_rate
-            )
-            self._hand_over(index, update)
+        if rule.needs_all_gradients:
+            self._traffic.decide(decision, rate)
         return decision
 
     def _complete(self, index: int) -> tuple[str, ...]:
@@ -198,15 +238,32 @@ class WeightStreaming(Executor):
 
     def _layer_gradients(
         self,
-        compiled: CompiledLayer,
-        weights: list[torch.Tensor],
+        streamed: tuple[int, CompiledLayer, list[torch.Tensor]],
         runs: Sequence[_Microbatch],
+        activations: Activations,
+        step: int,
     ) -> dict[str, torch.Tensor]:
+        """A layer's backward pass on all microbatches: the sums of its weights' gradients."""
+        index, compiled, weights = streamed
+        layer = compiled.layer
         sums: dict[str, torch.Tensor] = {}
-        for run in runs:
-            grads = compiled.backward(weights, run.saved.pop(), run.gradients)
-            self._memory.give("activations", compiled.functions.saved_bytes)
-            add_gradients(sums, compiled.layer.parameters, grads)
+        for microbatch, run in enumerate(runs):
+            unit = (index, microbatch)
+            if activations.recomputes(index):
+                with self._recorder.span("compute", layer.name, "recompute"):
+                    key = self._workload.key(step, self._replica.first(len(runs)) + microbatch)
+                    activations.recompute(unit, compiled, key, weights)
+            held = list(run.gradients.values())
+            with self._recorder.span("compute", layer.name, "backward"):
+                grads = compiled.backward(weights, activations.get(unit), run.gradients)
+                before = len(sums)
+                add_gradients(sums, layer.parameters, grads)
+            if len(sums) > before:
+                new = list(sums.values())[before:]
+                self._memory.take("gradients", sum(map(_num_bytes, new)))
+            self._live.hold(run.gradients.values())
+            self._live.drop(held)
+            activations.done(unit)
         return sums
 
     @staticmethod
@@ -223,88 +280,38 @@ class WeightStreaming(Executor):
                 "own (a batch norm, say) for each place",
             )
 
-    # ------------------------------------------------------------------ streaming
-
-    def _stream(
-        self, layers: Sequence[CompiledLayer], *, backward: bool = False
-    ) -> Generator[tuple[int, CompiledLayer, list[torch.Tensor]]]:
-        """Each layer with its weights on the device, the following ones already on their way."""
-        order = list(enumerate(layers))
-        if backward:
-            order.reverse()
-        ahead: deque[Future[list[torch.Tensor]]] = deque()
-        requested = 0
-        try:
-            for position, (index, compiled) in enumerate(order):
-                while requested < min(position + 1 + self._prefetch_depth, len(order)):
-                    ahead.append(self._on_store(self._fetch, order[requested][1]))
-                    requested += 1
-                weights = ahead.popleft().result()
-                try:
-                    yield index, compiled, weights
-                finally:
-                    self._memory.give("weights", _num_bytes(weights))
-        finally:
-            for future in ahead:
-                if future.exception() is None:
-                    self._memory.give("weights", _num_bytes(future.result()))
-
-    def _fetch(self, compiled: CompiledLayer) -> list[torch.Tensor]:
-        """On the store thread: apply what is pending for these weights, then bring them over."""
-        names = compiled.layer.parameters
-        for shard in {self._shard_of[name].index: self._shard_of[name] for name in names}.values():
-            self._apply_pending(shard)
-        weights = [weight.to(self._workload.device) for weight in self._store.fetch(names)]
-        self._memory.take("weights", _num_bytes(weights))
-        self._counters["layers fetched"] += 1
-        self._counters["bytes fetched"] += _num_bytes(weights)
-        return weights
-
-    def _hand_over(self, index: int, update: _PendingUpdate) -> None:
-        """Give a layer's gradients to the store; every earlier request has been answered by then,
-        or asks for other layers."""
-        self._on_store(self._pending.__setitem__, index, update)
-
-    def _apply_pending(self, shard: Shard) -> None:
-        """On the store thread: clip and apply the update that waits for this shard, if any."""
-        update = self._pending.pop(shard.index, None)
-        if update is None:
-            return
-        assert self._rule is not None
-        gradients = {name: gradient.cpu() for name, gradient in update.gradients.items()}
-        self._counters["bytes returned"] += _num_bytes(list(gradients.values()))
-        self._rule.clip_(list(gradients.values()), update.decision)
-        self._store.update(shard, gradients, update.learning_rate)
-
-    def _on_store(self, function: Callable[..., _T], *arguments: Any) -> Future[_T]:
-        """Queue work for the store thread; a failure of it surfaces at the next request."""
-        if self._failed is not None:
-            self._told = True
-            raise self._failed
-        future = self._thread.submit(function, *arguments)
-        future.add_done_callback(self._note_failure)
-        return future
-
-    def _note_failure(self, future: Future[Any]) -> None:
-        self._failed = self._failed or future.exception()
-
-    def _flush(self) -> None:
-        """Apply every pending update; after this the store is as of the last step."""
-        for shard in self._shards:
-            self._on_store(self._apply_pending, shard).result()
-
     # ------------------------------------------------------------------ state
 
     def state(self) -> ModelState:
-        self._flush()
+        return self.borrowed_state().copied()
+
+    def borrowed_state(self) -> ModelState:
+        own = self.own_state()
         return ModelState(
-            model=state_dict_of(self._workload, self._store.weights(), self._buffers),
-            optimizer=self._store.optimizer_state(),
-            loss_scale=self._rule.state() if self._rule else {},
+            model=state_dict_of(self._workload, own["weights"], own["buffers"], copied=False),
+            optimizer=own["optimizer"],
+            loss_scale=own["loss_scale"],
         )
 
+    def own_state(self) -> dict[str, dict[str, Any]]:
+        """What this process's store has, borrowed: "weights" by name, "optimizer" by name and
+        entry; "buffers" by node and "loss_scale", which all replicas have alike."""
+        self._traffic.flush()
+        return {
+            "weights": self._store.weights(),
+            "buffers": dict(self._buffers),
+            "optimizer": self._store.optimizer_state(),
+            "loss_scale": self._rule.state() if self._rule else {},
+        }
+
+    def lend_weights(self) -> None:
+        """Take part in the fetches of another replica's `eval_step`."""
+        with closing(self._traffic.stream(self._workload.evaluation_model().layers)) as layers:
+            for _ in layers:
+                pass
+
     def load_state(self, state: ModelState, *, weights_only: bool = False) -> None:
-        self._flush()
+        self._traffic.flush()
         weights = {n: state.model[n] for n in self._workload.weights if n in state.model}
         self._store.load(weights, {} if weights_only else state.optimizer)
         self._workload.load_into(state.model, {}, self._buffers)
@@ -312,26 +319,34 @@ class WeightStreaming(Executor):
             self._rule.load_state(state.loss_scale)
 
     def explain_nonfinite(self, microbatches: Sequence[Batch], *, step: int) -> str:
-        self._flush()
-
-        def weights_of(names: Sequence[str]) -> list[torch.Tensor]:
-            return [weight.to(self._workload.device) for weight in self._store.fetch(names)]
-
+        self._traffic.flush()
         assert self._last_model is not None, "asked before any step"
+        weights_of = self._weights_of(self._last_model)
         buffers = dict(self._buffers)
         return first_nonfinite(
             self._workload, self._last_model, microbatches, step, weights_of, buffers
         )
 
+    def _weights_of(self, model: CompiledModel) -> Callable[[Sequence[str]], list[torch.Tensor]]:
+        """A layer's weights by the names it has for them."""
+        streamed = {compiled.layer.parameters: compiled.streamed for compiled in model.layers}
+
+        def weights_of(names: Sequence[str]) -> list[torch.Tensor]:
+            fetched = self._store.fetch(streamed[tuple(names)])
+            return [weight.to(self._workload.device) for weight in fetched.tensors]
+
+        return weights_of
+
     def counters(self) -> Mapping[str, int]:
-        return {**self._counters, "peak device bytes": self._memory.peak_bytes}
+        return {**self._traffic.counters, "peak device bytes": self._memory.peak_bytes}
 
     def close(self) -> None:
-        self._thread.shutdown(wait=True)
-        if self._failed is not None and not self._told:
-            _log.error("the weight store failed in the last step: %s", self._failed)
+        self._traffic.close()
         self._store.close()
+        self._memory.give_all("store")
+        if self._options.spill is not None:
+            self._options.spill.close()
 
 
-def _num_bytes(tensors: Sequence[torch.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+def _num_bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -94,13 +94,22 @@ def nothing_to_train() -> PlanError:
 
 
 def state_dict_of(
-    workload: Workload, weights: Mapping[str, torch.Tensor], buffers: Mapping[str, torch.Tensor]
+    workload: Workload,
+    weights: Mapping[str, torch.Tensor],
+    buffers: Mapping[str, torch.Tensor],
+    *,
+    copied: bool = True,
 ) -> dict[str, torch.Tensor]:
-    """The user's state_dict on the host: weights under all their names, persistent buffers."""
+    """The user's state_dict on the host: weights under all their names, persistent buffers.
+
+    Args:
+        copied: False gives the weights themselves where they are on the host already.
+    """
     program = workload.programs()[0]
     state: dict[str, torch.Tensor] = {}
     for parameter in program.parameters:
-        value = weights[parameter.name].detach().cpu().clone()
+        value = weights[parameter.name].detach().cpu()
+        value = value.clone() if copied else value
         for name in (parameter.name, *parameter.aliases):
             state[name] = value
     for buffer in program.buffers:

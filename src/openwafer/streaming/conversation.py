@@ -6,8 +6,8 @@ Messages to a worker:   {"do": "describe", "mode"}, {"do": "open", "stream", "mo
                         "start", "credit"}, {"do": "more", "stream"}, {"do": "close", "stream"},
                         {"do": "stop"}
 Messages from a worker: {"is": "hello", "host", "pid"}, {"is": "described", "mode", "num_batches",
-                        "already_sharded"}, {"is": "batch", "stream", "number"} with the batch,
-                        {"is": "end", "stream"}, {"is": "failed", "error", "where"}
+                        "already_sharded"}, {"is": "end", "stream"}, {"is": "failed", "error",
+                        "where"}, {"is": "batch", "stream", "number", "busy_seconds"} with it
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class WorkerLink:
     name: str
     last_batch: str = "none"
     waited_seconds: float = 0.0
+    busy_seconds: dict[Mode, float] = field(default_factory=dict[Mode, float])
+    """By mode, what loading and sending its batches took the worker."""
     lost: str = ""
     """How the connection was lost; empty while it is there."""
     lost_at_seconds: float = 0.0

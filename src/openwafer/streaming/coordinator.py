@@ -1,10 +1,11 @@
 """Task 0's side of streaming: batches from the workers, in order.
 
-Decides the conversation with the workers, what is held in memory, and when a worker counts as
-lost. Batch k of an epoch comes from worker `k % num_workers`. Each open epoch gives every worker
-credit for a few batches; one more for each that is consumed. A worker without credit loads
-nothing, so memory is bounded, receiving threads never stand still, and a lost worker is noticed
-whatever the training loop is doing. Does not decide who may connect (`admission.py`).
+Decides what the workers are asked for, what is held in memory, and how long one is waited for; what
+they say is kept in `ledger.py`. Batch k of an epoch comes from worker `k % num_workers`. Each open
+epoch gives every worker credit for a few batches; one more for each that is consumed. A worker
+without credit loads nothing, so memory is bounded, receiving threads never stand still, and a lost
+worker is noticed whatever the training loop is doing. Does not decide who may connect
+(`admission.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -20,14 +20,13 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from openwafer.errors import StreamingError
-from openwafer.streaming import wire
 from openwafer.streaming.admission import Admission
-from openwafer.streaming.conversation import END, Description, OpenStream, WorkerLink
+from openwafer.streaming.conversation import END, Description, OpenStream
+from openwafer.streaming.ledger import Ledger
 from openwafer.streaming.settings import StreamSettings
 from openwafer.streaming.source import Batch, Mode
 
 __all__ = ["Coordinator", "CoordinatorSource"]
-
 
 _logger = logging.getLogger("openwafer.streaming")
 _T = TypeVar("_T")
@@ -62,24 +61,22 @@ class Coordinator:
         assert num_workers >= 1, "without workers there is nothing to coordinate"
         self._num_workers = num_workers
         self._settings = settings
-        self._changed = threading.Condition()
-        self._workers: dict[int, WorkerLink] = {}
-        self._descriptions: dict[tuple[Mode, int], Description] = {}
-        self._streams: dict[int, OpenStream] = {}
         self._next_stream = 0
-        self._failure: StreamingError | None = None
-        self._closing = False
         self._ready = False
-        self._threads: list[threading.Thread] = []
         self._workers_come_back = workers_come_back
-        self._returned: dict[int, WorkerLink] = {}
         self._asked: set[Mode] = set()
+        self._ledger = Ledger(
+            num_workers,
+            settings,
+            workers_come_back=workers_come_back,
+            give_up=lambda rank: self._admission.give_up(rank),
+        )
         self._admission = Admission(
             address,
             num_workers,
             secret,
             settings,
-            self._on_admitted,
+            self._ledger.admit,
             stays_open=workers_come_back,
         )
 
@@ -91,8 +88,16 @@ class Coordinator:
     @property
     def waited_seconds(self) -> dict[int, float]:
         """Per worker's rank, how long the training loop has waited for its batches."""
-        with self._changed:
-            return {rank: worker.waited_seconds for rank, worker in sorted(self._workers.items())}
+        with self._ledger.changed:
+            return {
+                rank: worker.waited_seconds for rank, worker in sorted(self._ledger.workers.items())
+            }
+
+    def busy_seconds(self, mode: Mode) -> dict[int, float]:
+        """Per worker's rank, how long it took in all to load and send what has come of a mode."""
+        with self._ledger.changed:
+            workers = sorted(self._ledger.workers.items())
+            return {rank: worker.busy_seconds.get(mode, 0.0) for rank, worker in workers}
 
     def source(self, mode: Mode) -> CoordinatorSource:
         """The batches of one mode. Several sources may be in use, each at its own place."""
@@ -109,24 +114,24 @@ class Coordinator:
             return
         _logger.info("Waiting for %d streamer(s) to prime the data pipeline", self._num_workers)
         deadline = time.monotonic() + self._settings.join_timeout_seconds
-        with self._changed:
-            while len(self._present()) < self._num_workers:
-                self._raise_failure()
+        with self._ledger.changed:
+            while len(self._ledger.present()) < self._num_workers:
+                self._ledger.raise_failure()
                 self._take_in()
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
                     raise self._missing()
-                self._changed.wait(remaining)
+                self._ledger.changed.wait(remaining)
         self._ready = True
         _logger.info("Streamers are ready")
 
     def close(self) -> None:
         """Tell the workers to stop and close all connections. Safe to call twice."""
-        with self._changed:
-            if self._closing:
+        with self._ledger.changed:
+            if self._ledger.closing:
                 return
-            self._closing = True
-            workers = [*self._workers.values(), *self._returned.values()]
+            self._ledger.closing = True
+            workers = [*self._ledger.workers.values(), *self._ledger.returned.values()]
         self._admission.close()
         for worker in workers:
             with contextlib.suppress(OSError):
@@ -134,7 +139,7 @@ class Coordinator:
                 worker.send({"do": "stop"})
                 worker.connection.shutdown(socket.SHUT_WR)
         deadline = time.monotonic() + self._settings.close_timeout_seconds
-        for thread in self._threads:
+        for thread in self._ledger.threads:
             thread.join(max(deadline - time.monotonic(), 0))
         for worker in workers:
             with contextlib.suppress(OSError):
@@ -167,7 +172,7 @@ class Coordinator:
             for rank in ranks:
                 self._send(rank, {"do": "describe", "mode": mode})
         found = {
-            rank: self._await(rank, lambda rank=rank: self._descriptions.get((mode, rank)))
+            rank: self._await(rank, lambda rank=rank: self._ledger.descriptions.get((mode, rank)))
             for rank in ranks
         }
         lengths = {rank: d.num_batches for rank, d in found.items() if not d.already_sharded}
@@ -181,9 +186,9 @@ class Coordinator:
 
     def open_stream(self, mode: Mode, epoch: int, start: int) -> OpenStream:
         self.describe(mode)
-        with self._changed:
-            for older in [s for s in self._streams.values() if s.mode == mode]:
-                del self._streams[older.number]
+        with self._ledger.changed:
+            for older in [s for s in self._ledger.streams.values() if s.mode == mode]:
+                del self._ledger.streams[older.number]
             ranks = range(1, self._num_workers + 1)
             count = self._num_workers
             stream = OpenStream(
@@ -194,7 +199,7 @@ class Coordinator:
                 next_number={rank: start + (rank - 1 - start) % count for rank in ranks},
             )
             self._next_stream += 1
-            self._streams[stream.number] = stream
+            self._ledger.streams[stream.number] = stream
         for rank in ranks:
             self._send(rank, self._opening(stream, rank))
         return stream
@@ -212,9 +217,9 @@ class Coordinator:
         }
 
     def close_stream(self, stream: OpenStream) -> None:
-        with self._changed:
-            open_still = self._streams.pop(stream.number, None) is not None
-            if self._closing or self._failure is not None or not open_still:
+        with self._ledger.changed:
+            open_still = self._ledger.streams.pop(stream.number, None) is not None
+            if self._ledger.closing or self._ledger.failure is not None or not open_still:
                 return
         for rank in stream.waiting:
             self._send(rank, {"do": "close", "stream": stream.number})
@@ -223,15 +228,17 @@ class Coordinator:
         """Batch `number` of the stream, or `END`."""
         rank = 1 + number % self._num_workers
         queue = stream.waiting[rank]
-        assert stream.number in self._streams, "an epoch was used after a newer one was opened"
+        assert stream.number in self._ledger.streams, (
+            "an epoch was used after a newer one was opened"
+        )
         found, batch = self._await(rank, lambda: queue[0] if queue else None)
         if batch is END:
             return END
-        with self._changed:
+        with self._ledger.changed:
             queue.popleft()
         if found != number:
-            self._fail(rank, f"sent batch {found} where {number} was due")
-            self._raise_failure()
+            self._ledger.fail(rank, f"sent batch {found} where {number} was due")
+            self._ledger.raise_failure()
         self._send(rank, {"do": "more", "stream": stream.number})
         return batch
 
@@ -249,162 +256,60 @@ class Coordinator:
                     hint="every task must make the same dataset",
                 )
 
-    # Threads: one per worker receives.
-
-    def _on_admitted(self, rank: int, connection: socket.socket, address: str) -> None:
-        worker = WorkerLink(rank, connection, address, f"worker {rank} ({address})")
-        thread = threading.Thread(
-            target=self._receive, args=(worker,), name=f"from-worker-{rank}", daemon=True
-        )
-        with self._changed:
-            if self._closing:
-                connection.close()
-                return
-            if rank in self._workers:
-                # The training loop's thread takes it in: only that one sends.
-                lost_again = self._returned.get(rank)
-                if lost_again is not None:
-                    lost_again.connection.close()
-                self._returned[rank] = worker
-            else:
-                self._workers[rank] = worker
-            self._threads.append(thread)
-            self._changed.notify_all()
-        thread.start()
-
-    def _receive(self, worker: WorkerLink) -> None:
-        limit = self._settings.max_payload_bytes
-        try:
-            while frame := wire.receive_frame(worker.connection, max_payload_bytes=limit):
-                self._accept(worker, frame)
-            self._lose(worker, "was lost: it closed the connection")
-        except wire.CutShortError as error:
-            self._lose(worker, f"was lost: {error.what}")
-        except StreamingError as error:
-            self._fail(worker.rank, f"was lost: {error.what}")
-        except OSError as error:
-            self._lose(worker, f"was lost: {error.strerror or error}")
-        except (KeyError, TypeError, ValueError) as error:
-            self._fail(worker.rank, f"was lost: it sent a message that makes no sense ({error!r})")
-
-    def _accept(self, worker: WorkerLink, frame: wire.Frame) -> None:
-        message = frame.message
-        kind = message["is"]
-        if kind == "failed":
-            self._fail(worker.rank, f"failed: {message['error']}", str(message["where"]))
-            return
-        with self._changed:
-            if kind == "hello":
-                host, pid = str(message["host"])[:200], int(message["pid"])
-                worker.name = f"worker {worker.rank} (host {host}, pid {pid}, {worker.address})"
-            elif kind == "described":
-                length = message["num_batches"]
-                self._descriptions[message["mode"], worker.rank] = Description(
-                    num_batches=None if length is None else int(length),
-                    already_sharded=bool(message["already_sharded"]),
-                )
-            else:
-                self._queue(worker, kind, frame)
-            self._changed.notify_all()
-
-    def _queue(self, worker: WorkerLink, kind: str, frame: wire.Frame) -> None:
-        stream = self._streams.get(frame.message["stream"])
-        if stream is None:
-            return  # of an epoch that was left early
-        queue = stream.waiting[worker.rank]
-        if kind == "end":
-            queue.append((None, END))
-            return
-        if kind != "batch" or not frame.has_batch:
-            raise ValueError(kind)
-        if len(queue) >= self._settings.window_batches:
-            raise ValueError("more batches than it was asked for")
-        number = int(frame.message["number"])
-        stream.next_number[worker.rank] = number + self._num_workers
-        worker.last_batch = f"{stream.mode} epoch {stream.epoch} batch {number}"
-        queue.append((number, frame.batch))
-
-    def _lose(self, worker: WorkerLink, what: str) -> None:
-        """The connection is gone: the end of the run, or of this worker's first life."""
-        if not self._workers_come_back:
-            self._fail(worker.rank, what)
-            return
-        with self._changed:
-            if self._closing:
-                return
-            worker.lost, worker.lost_at_seconds = what, time.monotonic()
-            self._admission.give_up(worker.rank)
-            self._changed.notify_all()
-        _logger.warning("%s %s; waiting for it to come back", worker.name, what)
-
-    def _fail(self, rank: int, what: str, where: str = "") -> None:
-        """Note the first failure; whoever waits for batches raises it."""
-        with self._changed:
-            if self._failure is None and not self._closing:
-                worker = self._workers[rank]
-                self._failure = StreamingError(
-                    f"{worker.name} {what}\n  the last batch received from it: {worker.last_batch}",
-                    where=where,
-                )
-            self._changed.notify_all()
-
     # The training loop's thread.
-
-    def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise self._failure
 
     def _take_in(self) -> None:
         """Give each worker that came back what its predecessor was asked for and did not send."""
-        for rank, worker in list(self._returned.items()):
-            del self._returned[rank]
-            before = self._workers[rank]
+        for rank, worker in list(self._ledger.returned.items()):
+            del self._ledger.returned[rank]
+            before = self._ledger.workers[rank]
             before.connection.close()
             worker.waited_seconds, worker.last_batch = before.waited_seconds, before.last_batch
-            self._workers[rank] = worker
+            worker.busy_seconds = before.busy_seconds
+            self._ledger.workers[rank] = worker
             for mode in self._asked:
-                if (mode, rank) not in self._descriptions:
+                if (mode, rank) not in self._ledger.descriptions:
                     self._send(rank, {"do": "describe", "mode": mode})
-            for stream in self._streams.values():
+            for stream in self._ledger.streams.values():
                 ended = bool(stream.waiting[rank]) and stream.waiting[rank][-1][1] is END
                 if not ended:
                     self._send(rank, self._opening(stream, rank))
             _logger.info("%s takes the place of the one that was lost", worker.name)
 
     def _send(self, rank: int, message: dict[str, Any]) -> None:
-        worker = self._workers[rank]
+        worker = self._ledger.workers[rank]
         try:
             worker.send(message)
         except OSError as error:
             if self._workers_come_back:
                 return  # whoever takes its place is told what is due by then
             # The receiving thread may know better why: give it a moment.
-            with self._changed:
-                self._changed.wait_for(lambda: self._failure is not None, timeout=1.0)
-            self._fail(rank, f"was lost: {error.strerror or error}")
-            self._raise_failure()
+            with self._ledger.changed:
+                self._ledger.changed.wait_for(lambda: self._ledger.failure is not None, timeout=1.0)
+            self._ledger.fail(rank, f"was lost: {error.strerror or error}")
+            self._ledger.raise_failure()
 
     def _await(self, rank: int, look: Callable[[], _T | None]) -> _T:
         """What `look` finds, once it finds something; times the wait and watches its limits."""
         settings = self._settings
         started = time.monotonic()
         warned = False
-        with self._changed:
+        with self._ledger.changed:
             while True:
-                self._raise_failure()
+                self._ledger.raise_failure()
                 self._take_in()
-                worker = self._workers[rank]
+                worker = self._ledger.workers[rank]
                 found = look()
                 waited = time.monotonic() - started
                 if found is not None:
                     worker.waited_seconds += waited
                     return found
                 if waited >= settings.fail_after_seconds:
-                    self._fail(rank, f"has sent nothing for {waited:.0f} seconds")
+                    self._ledger.fail(rank, f"has sent nothing for {waited:.0f} seconds")
                     continue
                 away = time.monotonic() - worker.lost_at_seconds if worker.lost else 0.0
                 if away >= settings.replace_timeout_seconds:
-                    self._fail(rank, f"{worker.lost}, and did not come back")
+                    self._ledger.fail(rank, f"{worker.lost}, and did not come back")
                     continue
                 if waited >= settings.warn_after_seconds and not warned:
                     warned = True
@@ -416,13 +321,10 @@ class Coordinator:
                 pause = min(limit, settings.fail_after_seconds) - waited
                 if worker.lost:
                     pause = min(pause, settings.replace_timeout_seconds - away)
-                self._changed.wait(max(pause, 0.001))
-
-    def _present(self) -> list[int]:
-        return [rank for rank, worker in self._workers.items() if not worker.lost]
+                self._ledger.changed.wait(max(pause, 0.001))
 
     def _missing(self) -> StreamingError:
-        missing = [r for r in range(1, self._num_workers + 1) if r not in self._present()]
+        missing = [r for r in range(1, self._num_workers + 1) if r not in self._ledger.present()]
         return StreamingError(
             f"worker(s) {', '.join(map(str, missing))} of {self._num_workers} did not connect"
             f" within {self._settings.join_timeout_seconds:.0f} seconds",

@@ -11,12 +11,11 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import logging
-import os
-import socket
 import time
 from pathlib import Path
 
 from openwafer.errors import StreamingError
+from openwafer.files import write_text
 from openwafer.streaming import auth
 from openwafer.streaming.address import format_address, parse_address
 from openwafer.streaming.coordinator import Coordinator
@@ -118,13 +117,9 @@ def _is_loopback(host: str) -> bool:
 
 
 def _write(path: Path, address: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{socket.gethostname()}")
     try:
-        temporary.write_text(address + "\n", encoding="ascii")
-        os.replace(temporary, path)
+        write_text(path, f"{address}\n")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise StreamingError(
             f"cannot write where the coordinator listens: {error}", where=str(path)
         ) from error

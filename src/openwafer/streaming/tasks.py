@@ -12,7 +12,7 @@ import os
 import re
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +23,7 @@ __all__ = [
     "SECRET_FILE_VARIABLE",
     "Role",
     "TaskEnvironment",
+    "computing_mark",
     "current",
     "forget_consulted",
     "get_ordinal",
@@ -31,10 +32,13 @@ __all__ = [
     "is_streamer",
     "num_streamers",
     "num_tasks",
+    "set_num_compute",
     "was_consulted",
 ]
 
-Role = Literal["coordinator", "worker", "single"]
+Role = Literal["coordinator", "peer", "worker", "single"]
+"""`single` and `coordinator` drive the run, without and with workers; a `peer` computes with it (a
+stage, a replica); a `worker` streams data."""
 
 SECRET_FILE_VARIABLE = "OPENWAFER_SECRET_FILE"
 COME_BACK_VARIABLE = "OPENWAFER_WORKERS_COME_BACK"
@@ -46,6 +50,7 @@ _NUM_TASKS = ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")
 _JOB_ID = "SLURM_JOB_ID"
 _NUM_NODES = "SLURM_NNODES"
 _NODE = "SLURMD_NODENAME"
+_LOCAL_RANK = "SLURM_LOCALID"
 # Only to tell one run of a job from the next, for the name of the secret's file.
 _RUN_PARTS = ("SLURM_STEP_ID", "SLURM_RESTART_COUNT")
 
@@ -54,10 +59,11 @@ _RUN_PARTS = ("SLURM_STEP_ID", "SLURM_RESTART_COUNT")
 class TaskEnvironment:
     """This task's place in the run.
 
-    rank: 0 is the coordinator; workers are 1 to `num_tasks - 1`.
+    rank: 0 is the coordinator; ranks below `num_compute` compute with it; the others are workers.
+    num_compute: tasks that compute one model together.
     job_id: of the scheduler, empty without one.
     num_nodes: over which the tasks are spread.
-    node: the name of this task's node.
+    node: the name of this task's node. local_rank: this task's number on it.
     secret_file: the file with the run's secret; None in a single process.
     secret_is_given: the launcher made that file; otherwise the coordinator makes it.
     workers_come_back: the launcher starts a worker again that was killed.
@@ -65,23 +71,31 @@ class TaskEnvironment:
 
     rank: int = 0
     num_tasks: int = 1
+    num_compute: int = 1
     job_id: str = ""
     num_nodes: int = 1
     node: str = "localhost"
+    local_rank: int = 0
     secret_file: Path | None = None
     secret_is_given: bool = False
     workers_come_back: bool = False
 
     @property
     def role(self) -> Role:
-        if self.num_tasks == 1:
-            return "single"
-        return "coordinator" if self.rank == 0 else "worker"
+        if self.rank == 0:
+            return "coordinator" if self.num_workers else "single"
+        return "peer" if self.rank < self.num_compute else "worker"
 
     @property
     def num_workers(self) -> int:
-        """Tasks that stream batches to another one; 0 in a single process."""
-        return self.num_tasks - 1
+        """Tasks that stream batches to task 0; none where all compute."""
+        return max(self.num_tasks - self.num_compute, 0)
+
+    @property
+    def worker_rank(self) -> int:
+        """A worker's number among the workers, from 1."""
+        assert self.role == "worker"
+        return self.rank - self.num_compute + 1
 
     @classmethod
     def from_variables(cls, variables: Mapping[str, str]) -> TaskEnvironment:
@@ -108,6 +122,7 @@ class TaskEnvironment:
             job_id=variables.get(_JOB_ID, ""),
             num_nodes=_number(variables, _NUM_NODES) if variables.get(_NUM_NODES) else 1,
             node=variables.get(_NODE) or socket.gethostname(),
+            local_rank=_number(variables, _LOCAL_RANK) if variables.get(_LOCAL_RANK) else 0,
             secret_file=Path(given) if given else _default_secret_file(variables),
             secret_is_given=bool(given),
             workers_come_back=variables.get(COME_BACK_VARIABLE) == "1",
@@ -128,9 +143,23 @@ def _default_secret_file(variables: Mapping[str, str]) -> Path:
     return Path.home() / ".openwafer" / f"run-{name}.secret"
 
 
+def computing_mark(secret_file: Path, rank: int) -> Path:
+    """The file by which a task tells the local launcher that it computes: such a task cannot be
+    started again in the middle of a run, as a worker can."""
+    return secret_file.with_name(f"computes-{rank}")
+
+
+_num_compute = [1]
+
+
+def set_num_compute(count: int) -> None:
+    """Say how many of the run's tasks compute, once the run's parameters are known."""
+    _num_compute[0] = count
+
+
 def current() -> TaskEnvironment:
-    """This process's place, from its environment variables."""
-    return TaskEnvironment.from_variables(os.environ)
+    """This process's place, from its environment variables and `set_num_compute`."""
+    return replace(TaskEnvironment.from_variables(os.environ), num_compute=_num_compute[0])
 
 
 def is_master_ordinal() -> bool:
@@ -140,7 +169,7 @@ def is_master_ordinal() -> bool:
 
 def is_streamer() -> bool:
     """Whether this task loads data."""
-    return current().role != "coordinator"
+    return current().role in ("worker", "single")
 
 
 def get_ordinal() -> int:
@@ -166,7 +195,8 @@ def get_streaming_rank() -> int:
     told 0.
     """
     _consulted[0] = 1
-    return max(current().rank - 1, 0)
+    environment = current()
+    return environment.worker_rank - 1 if environment.role == "worker" else 0
 
 
 # One byte in memory shared with forked children: a dataset may ask in a DataLoader process.

@@ -7,8 +7,10 @@ these; nothing names a class or runs code. Does not touch sockets (`wire.py`).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import mmap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -22,6 +24,7 @@ from openwafer.streaming.source import Batch
 __all__ = ["Reading", "describe_batch", "read_description"]
 
 MAX_DEPTH = 32
+_LARGE_BYTES = 4 << 20
 
 _logger = logging.getLogger("openwafer.streaming")
 
@@ -255,10 +258,23 @@ def _allocate(description: Any, buffers: list[memoryview]) -> Callable[[], Any]:
     return lambda: tuple(part() for part in parts)
 
 
+def _memory_for(dtype: torch.dtype, shape: list[int]) -> torch.Tensor:
+    """An uninitialized tensor; a large one in large pages, where the system has them: most of what
+    a fresh one costs is that the kernel hands it out page by page while it is filled."""
+    num_bytes = math.prod(shape) * dtype.itemsize
+    if num_bytes < _LARGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(shape, dtype=dtype)
+    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel without them
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    # The tensor keeps the mapping alive, and with it ends.
+    return torch.frombuffer(memory, dtype=dtype).reshape(shape)
+
+
 def _allocate_leaf(tag: str, content: Any, buffers: list[memoryview]) -> Callable[[], Any]:
     dtype, shape = _dtype_and_shape(tag, content)
     if tag == _TENSOR:
-        tensor = torch.empty(shape, dtype=dtype)
+        tensor = _memory_for(dtype, shape)
         if tensor.numel():
             buffers.append(_bytes_of_tensor(tensor))
         return lambda: tensor

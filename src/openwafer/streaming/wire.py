@@ -144,7 +144,8 @@ def receive_into(connection: socket.socket, buffer: memoryview, *, may_end: bool
     """
     received = 0
     while received < len(buffer):
-        count = connection.recv_into(buffer[received:])
+        # The kernel fills all of it before this thread wakes: one system call for a whole tensor.
+        count = connection.recv_into(buffer[received:], 0, socket.MSG_WAITALL)
         if count == 0:
             if may_end and received == 0:
                 return False

@@ -41,7 +41,7 @@ _GRACE_SECONDS = 2.0
 def worker_shard(environment: TaskEnvironment) -> Shard:
     """The shard that the worker of this rank streams."""
     assert environment.role == "worker"
-    return Shard(environment.rank - 1, environment.num_workers)
+    return Shard(environment.worker_rank - 1, environment.num_workers)
 
 
 def run_worker(
@@ -65,7 +65,7 @@ def run_worker(
     """
     secret = auth.run_secret(environment, settings.connect_timeout_seconds)
     address = find_coordinator(address, environment, settings.connect_timeout_seconds)
-    connection = _connect(address, secret, environment.rank, settings)
+    connection = _connect(address, secret, environment.worker_rank, settings)
     with OutlivedSignal() as signals:
         inbox = _Inbox(connection, address, settings, signals)
         streamer = _Streamer(connection, inbox, make_sequence, worker_shard(environment), settings)
@@ -233,6 +233,8 @@ class _Stream:
     batches: Iterator[Batch]
     next_batch: int
     credit: int
+    sending_seconds: float = 0.0
+    """What sending the last batch took."""
 
 
 class _Streamer:
@@ -304,17 +306,22 @@ class _Streamer:
 
     def _advance(self, stream: _Stream) -> None:
         """Load and send one batch, or say that the epoch has ended."""
-        end = object()
+        end, began = object(), time.perf_counter()
         batch = self._user(lambda: next(stream.batches, end))
+        loaded = time.perf_counter()
         if batch is end:
             self._close(stream.number)
             wire.send_message(self._connection, {"is": "end", "stream": stream.number})
             return
-        message = {"is": "batch", "stream": stream.number, "number": stream.next_batch}
+        # Sending is known once it is done: it is told with the next batch.
+        busy_seconds = loaded - began + stream.sending_seconds
+        message: dict[str, Any] = {"is": "batch", "stream": stream.number}
+        message |= {"number": stream.next_batch, "busy_seconds": busy_seconds}
         try:
             wire.send_batch(self._connection, message, batch, max_payload_bytes=self._limit)
         except OpenWaferError as error:
             raise self._report(error) from error
+        stream.sending_seconds = time.perf_counter() - loaded
         stream.next_batch += self._shard.count
         stream.credit -= 1
 

@@ -29,6 +29,7 @@ __all__ = [
     "find_latest",
     "list_checkpoints",
     "newest_whole",
+    "whole_checkpoints",
 ]
 
 _log = logging.getLogger("openwafer")
@@ -47,6 +48,19 @@ def list_checkpoints(model_dir: Path) -> tuple[tuple[int, Path], ...]:
         return ()
     found = ((_NAME.fullmatch(path.name), path) for path in model_dir.iterdir())
     return tuple(sorted((int(match[1]), path) for match, path in found if match))
+
+
+def whole_checkpoints(model_dir: Path) -> list[Path]:
+    """The whole ones, lowest step first; damaged ones are named in a warning and passed over."""
+    whole: list[Path] = []
+    for _, path in list_checkpoints(model_dir):
+        try:
+            verify_file(path)
+        except DamagedCheckpointError as error:
+            _pass_over(path, error)
+        else:
+            whole.append(path)
+    return whole
 
 
 def find_latest(model_dir: Path) -> Path | None:

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import errno
 import math
+import mmap
 import os
 import pickle
 import shutil
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -23,6 +25,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils import _pytree as pytree
 
 from openwafer.errors import CheckpointError
 
@@ -33,6 +37,9 @@ SLACK_BYTES = 64 * 1024
 
 BLOCK_BYTES = 1 << 20
 """Read size while checking: large enough that the CRC and not the call is what takes the time."""
+
+SMALL_BYTES = 64 * 1024
+"""Tensors below this are read at once: a page each would not pay."""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -107,16 +114,18 @@ def verify_file(path: Path) -> None:
 def read_file(path: Path) -> dict[str, Any]:
     """The contents of a file that `verify_file` passes, tensors on the CPU.
 
-    Tensors are backed by the file (memory-mapped, private): copy what is to be kept. A model
-    larger than half of the memory can so be resumed where it could be trained.
+    Large tensors are views of the file: copy what is to be kept, and do not write to them. They
+    take no memory of the process, so that a model larger than it can be loaded piece by piece.
 
     Raises:
         DamagedCheckpointError: damaged, or of types that cannot be read without running code.
     """
     verify_file(path)
     try:
-        loaded: object = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        loaded: object = (
+            _load_mapped(path)
+            if zipfile.is_zipfile(path)
+            else torch.load(path, map_location="cpu", weights_only=True)
         )
     except pickle.UnpicklingError as error:
         raise CheckpointError(
@@ -142,6 +151,41 @@ def num_bytes_of(contents: object) -> int:
         for tensor in _tensors(contents)
     }
     return sum(storages.values())
+
+
+def _load_mapped(path: Path) -> object:
+    """What torch.load gives, with the tensors as read-only views of the file.
+
+    torch's own memory mapping is a private writable one, which counts as memory of the process as
+    soon as it is made (RLIMIT_DATA). Without data, torch.load says where in the file they are.
+    """
+    with FakeTensorMode():
+        outline: object = torch.load(path, map_location="cpu", weights_only=True)
+    with path.open("rb") as file:
+        view = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
+    blocks: dict[int, torch.Tensor] = {}
+
+    def real(value: object) -> object:
+        if not isinstance(value, FakeTensor):
+            return value
+        storage: Any = value.untyped_storage()
+        start = int(storage._checkpoint_offset)
+        if start not in blocks:
+            blocks[start] = _view_of(view, start, storage.nbytes())
+        typed = blocks[start].view(value.dtype)
+        return typed.as_strided(value.shape, value.stride(), value.storage_offset())
+
+    return pytree.tree_map(real, outline)
+
+
+def _view_of(view: mmap.mmap, start: int, num_bytes: int) -> torch.Tensor:
+    """Bytes of a mapped file; a copy where they are few, or lie where no number may begin."""
+    if num_bytes == 0:
+        return torch.empty(0, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it cannot be written to is what is wanted
+        found = torch.frombuffer(view, dtype=torch.uint8, offset=start, count=num_bytes)
+    return found.clone() if num_bytes < SMALL_BYTES or start % 16 else found
 
 
 class _Guarded:

@@ -13,15 +13,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from openwafer.config.runconfig import RunConfig
-from openwafer.errors import ConfigError
+from openwafer.errors import CheckpointError, ConfigError
 from openwafer.runtime.executor import Executor
-from openwafer.streaming.source import BatchSource
+from openwafer.runtime.step_times import StepTimes
+from openwafer.runtime.timeline import NO_RECORDER
+from openwafer.streaming.source import BatchSource, Mode
 from openwafer.train.checkpoint import Checkpoint, OptimizerCodec, contents_of
-from openwafer.train.checkpoint_dir import CheckpointFolder
+from openwafer.train.checkpoint_dir import CheckpointFolder, whole_checkpoints
 from openwafer.train.evaluation import EvalResult, EvalTools, evaluate
 from openwafer.train.hooks import Hooks, MetricFunctions
 from openwafer.train.loop import TrainResult, TrainTools, train
-from openwafer.train.performance import Meter, PlanFigures, write_performance
+from openwafer.train.performance import (
+    Meter,
+    Performance,
+    PlanFigures,
+    slow_workers,
+    write_performance,
+)
 from openwafer.train.position import Progress, training_budget
 from openwafer.train.prediction import PredictionResult, predict
 from openwafer.train.progress import Reporter
@@ -43,6 +51,8 @@ class Job:
     learning_rate_at: the rate that the step after global step n applies.
     model_shapes: shapes by state_dict name; None asks the executor for its state.
     device: as shown in the progress lines.
+    times: where the executor records its work, if it does.
+    busy_seconds: for "train", "eval" or "predict", how long each worker took for its batches.
     """
 
     executor: Executor
@@ -58,6 +68,8 @@ class Job:
     device: str = "cpu"
     hooks: Hooks = field(default_factory=Hooks)
     metrics: MetricFunctions = field(default_factory=MetricFunctions)
+    times: StepTimes | None = None
+    busy_seconds: Callable[[Mode], Mapping[int, float]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +95,7 @@ def run_job(job: Job) -> JobResult:
     with StopRequest() as stop, ExitStack() as stack:
         reporter = Reporter(device=job.device, with_rates=job.run.use_cs)
         stack.callback(reporter.close)
-        if job.run.mode == "eval":
+        if job.run.mode in ("eval", "eval_all"):
             return _run_evaluation(job, reporter, stop, stack)
         if job.run.mode == "predict":
             return _run_prediction(job, reporter, stop)
@@ -100,6 +112,8 @@ def _run_training(job: Job, reporter: Reporter, stop: StopRequest, stack: ExitSt
     start = start_training(run, job.executor, job.codec, expected=job.model_shapes)
     place, was_complete = _place(job, source, start)
     recorder, eval_recorder = _open_recorders(job, start, stack)
+    if job.times is not None:
+        stack.callback(job.times.close)  # also after an error: the steps before it may explain it
     tools = TrainTools(
         reporter=reporter,
         meter=Meter(),
@@ -108,6 +122,7 @@ def _run_training(job: Job, reporter: Reporter, stop: StopRequest, stack: ExitSt
         stop=stop,
         recorder=recorder,
         eval_recorder=eval_recorder if eval_source is not None else None,
+        timeline=job.times.recorder if job.times is not None else NO_RECORDER,
         save=lambda progress: _save(job, folder, start, progress),
     )
     result = train(
@@ -128,30 +143,54 @@ def _run_training(job: Job, reporter: Reporter, stop: StopRequest, stack: ExitSt
 
 
 def _run_evaluation(job: Job, reporter: Reporter, stop: StopRequest, stack: ExitStack) -> JobResult:
-    run, source = job.run, _required(job.eval_source, "eval")
-    start = start_evaluation(run, job.executor, expected=job.model_shapes)
-    step = start.progress.global_step
+    """The weights of the run's checkpoint; of every checkpoint in its folder in mode eval_all."""
+    source = _required(job.eval_source, "eval")
     meter = Meter()
     tools = EvalTools(
         reporter=reporter, meter=meter, hooks=job.hooks, metrics=job.metrics, stop=stop
     )
-    result = evaluate(job.executor, source, run=run, step=step, tools=tools)
+    start, result, recorder = Start(), None, None
+    for run in _runs_to_evaluate(job.run):
+        with meter.paused():  # loading the next one is no part of the speed
+            start = start_evaluation(run, job.executor, expected=job.model_shapes)
+        step = start.progress.global_step
+        result = evaluate(job.executor, source, run=run, step=step, tools=tools)
+        if not result.complete:
+            _log.info(
+                "Evaluation stopped by %s after %d batches",
+                stop.requested.name if stop.requested else "request",
+                result.num_batches,
+            )
+            return JobResult(exit_code=stop.exit_code, start=start, evaluation=result)
+        reporter.evaluated(avg_loss=result.avg_loss, metrics=result.metrics)
+        if recorder is None:
+            recorder = EvalRecorder(run.model_dir)
+            stack.callback(recorder.close)
+        recorder.log_evaluation(step, avg_eval_loss=result.avg_loss, metrics=result.metrics)
     meter.stop()
-    if not result.complete:
-        _log.info(
-            "Evaluation stopped by %s after %d batches",
-            stop.requested.name if stop.requested else "request",
-            result.num_batches,
-        )
-        return JobResult(exit_code=stop.exit_code, start=start, evaluation=result)
-    reporter.evaluated(avg_loss=result.avg_loss, metrics=result.metrics)
-    recorder = EvalRecorder(run.model_dir)
-    stack.callback(recorder.close)
-    recorder.log_evaluation(step, avg_eval_loss=result.avg_loss, metrics=result.metrics)
     # A name of its own: the figures of the training run in the same folder are kept.
-    write_performance(run.model_dir, meter.result(), job.plan_figures, name="performance_eval.json")
+    _write_performance(job, "eval", meter.result())
     reporter.completed("Evaluation")
     return JobResult(exit_code=0, start=start, evaluation=result)
+
+
+def _runs_to_evaluate(run: RunConfig) -> list[RunConfig]:
+    """The run as it is, or in mode eval_all one for each whole checkpoint, oldest first.
+
+    Raises:
+        CheckpointError: eval_all, and there is none.
+    """
+    if run.mode != "eval_all":
+        return [run]
+    paths = whole_checkpoints(run.model_dir)
+    if not paths:
+        raise CheckpointError(
+            "there is no checkpoint to evaluate",
+            where=str(run.model_dir),
+            hint="train with `checkpoint_steps` and the same --model_dir first",
+        )
+    _log.info("Evaluating %d checkpoint(s) of %s", len(paths), run.model_dir)
+    return [replace(run, checkpoint_path=path) for path in paths]
 
 
 def _run_prediction(job: Job, reporter: Reporter, stop: StopRequest) -> JobResult:
@@ -166,9 +205,7 @@ def _run_prediction(job: Job, reporter: Reporter, stop: StopRequest) -> JobResul
     if not result.complete:
         _log.info("Prediction stopped after %d batches: nothing is written", result.num_batches)
         return JobResult(exit_code=stop.exit_code, start=start, prediction=result)
-    write_performance(
-        run.model_dir, meter.result(), job.plan_figures, name="performance_predict.json"
-    )
+    _write_performance(job, "predict", meter.result())
     reporter.completed("Prediction")
     return JobResult(exit_code=0, start=start, prediction=result)
 
@@ -226,7 +263,7 @@ def _open_recorders(job: Job, start: Start, stack: ExitStack) -> tuple[TrainReco
 
 def _save(job: Job, folder: CheckpointFolder, start: Start, progress: Progress) -> Path:
     checkpoint = Checkpoint(
-        state=job.executor.state(),
+        state=job.executor.borrowed_state(),
         progress=progress,
         learning_rate=job.learning_rate_at(progress.global_step),
         random_state=capture_random_state(job.run.seed),
@@ -240,8 +277,12 @@ def _report_training(
 ) -> None:
     reporter.close()
     step, measured = result.progress.global_step, result.performance
+    times = job.times.summary() if job.times is not None else None
     if measured.total_samples:
-        write_performance(job.run.model_dir, measured, job.plan_figures)
+        steps = times.fields() if times is not None else {}
+        _write_performance(job, "train", measured, steps)
+    if times is not None:
+        _log.info("%s", times.line)
     if result.stopped_by is not None:
         saved = result.checkpoint.name if result.checkpoint else "the newest checkpoint"
         _log.info(
@@ -264,6 +305,18 @@ def _report_training(
     reporter.completed("Training")
     if result.evaluation is not None:
         reporter.completed("Evaluation")
+
+
+def _write_performance(
+    job: Job, mode: Mode, measured: Performance, steps: Mapping[str, object] | None = None
+) -> None:
+    """The file; and one line, where workers are what the run waited for."""
+    verdict = slow_workers(measured, job.busy_seconds(mode)) if job.busy_seconds else None
+    if verdict is not None:
+        _log.info("%s", verdict)
+    name = "performance.json" if mode == "train" else f"performance_{mode}.json"
+    further = {**(steps or {}), "input_bound_workers": verdict}
+    write_performance(job.run.model_dir, measured, job.plan_figures, name=name, further=further)
 
 
 def _required(source: BatchSource | None, what: str) -> BatchSource:

@@ -25,6 +25,7 @@ import torch
 from openwafer.config.runconfig import RunConfig
 from openwafer.errors import DataError, NumericsError, StreamingError
 from openwafer.runtime.executor import Batch, Executor, StepResult
+from openwafer.runtime.timeline import NO_RECORDER, Recorder
 from openwafer.streaming.source import BatchSource
 from openwafer.train.evaluation import EvalResult, EvalTools, evaluate, open_epoch, samples_in
 from openwafer.train.performance import Meter, Performance
@@ -39,11 +40,13 @@ _log = logging.getLogger("openwafer")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainTools(EvalTools):
     """What training talks to besides the executor and the data. `save` writes a checkpoint of the
-    executor at a place; `eval_recorder` is needed with an evaluation source."""
+    executor at a place; `eval_recorder` is needed with an evaluation source; `timeline` is told
+    where a step begins and ends, and of the wait for its batches."""
 
     recorder: TrainRecorder
     save: Callable[[Progress], Path]
     eval_recorder: EvalRecorder | None = None
+    timeline: Recorder = NO_RECORDER
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,12 +183,15 @@ class _Loop:
         size = self._budget.batches_per_step
         while not self._budget.epoch_over(self._progress):
             group: list[Batch] = []
-            with self._tools.meter.waiting():
+            timeline = self._tools.timeline
+            timeline.begin_step(self._progress.global_step)
+            with self._tools.meter.waiting(), timeline.span("input", "batches"):
                 for batch in batches:
                     group.append(batch)
                     if len(group) == size:
                         break
             if len(group) < size:
+                timeline.abandon_step()
                 return
             yield group
 
@@ -210,6 +216,7 @@ class _Loop:
         tools.reporter.step_done(step)
         if to_log:
             self._log_step(result)
+        tools.timeline.end_step()
         if to_save:
             self._save()
 

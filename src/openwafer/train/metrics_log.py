@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
+from openwafer.files import write_text
+
 __all__ = ["MetricsLog"]
 
 _log = logging.getLogger("openwafer")
@@ -37,12 +39,7 @@ class MetricsLog:
         lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         kept = [line for line in lines if _keeps(line, is_dropped)]
         if len(kept) < len(lines):
-            temporary = self._path.with_name(f".{self._path.name}.tmp")
-            with temporary.open("w", encoding="utf-8") as file:
-                file.writelines(kept)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self._path)
+            write_text(self._path, "".join(kept))
         return len(lines) - len(kept)
 
     def append(self, step: int, values: Mapping[str, float | None]) -> None:

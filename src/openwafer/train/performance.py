@@ -9,16 +9,16 @@ Names: those of the TensorFlow and of the PyTorch side of release 1.6 together, 
 from __future__ import annotations
 
 import json
-import os
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from openwafer.errors import OpenWaferError
+from openwafer.files import write_text
 
-__all__ = ["Meter", "Performance", "PlanFigures", "write_performance"]
+__all__ = ["Meter", "Performance", "PlanFigures", "slow_workers", "write_performance"]
 
 BOTTLENECK_SHARE = 0.1
 """Share of the time spent waiting for batches from which the input is suspected: below it, faster
@@ -63,6 +63,40 @@ class Performance:
         share = self.input_wait_seconds / self.total_seconds
         verdict = "Yes" if share >= BOTTLENECK_SHARE else "No"
         return f"{verdict}: {100 * share:.1f}% of the time was spent waiting for input"
+
+
+def slow_workers(measured: Performance, busy_seconds: Mapping[int, float]) -> str | None:
+    """Which workers hold a run up: "input-bound: workers 3 and 5 at 40 % of the needed rate".
+
+    A worker is needed to be done with its batches in the time that the run did not wait; the rate
+    it reached of that is this time by the time it was busy. None where the input is no bottleneck,
+    or no worker is much below that rate: then it is the way from them to here.
+
+    Args:
+        busy_seconds: per worker's rank, what loading and sending its batches took.
+    """
+    needed = measured.total_seconds - measured.input_wait_seconds
+    share = measured.input_wait_seconds / measured.total_seconds if measured.total_seconds else 0.0
+    if share < BOTTLENECK_SHARE:
+        return None
+    by_percent: dict[int, list[int]] = {}
+    for rank, busy in sorted(busy_seconds.items()):
+        if busy * (1 - BOTTLENECK_SHARE) > needed:
+            by_percent.setdefault(_rounded(100 * needed / busy), []).append(rank)
+    if not by_percent:
+        return None
+    groups = [f"{_workers(ranks)} at {percent} %" for percent, ranks in sorted(by_percent.items())]
+    return f"input-bound: {', '.join(groups)} of the needed rate"
+
+
+def _rounded(percent: float) -> int:
+    """To five, as the figures of equal workers differ a little; small ones as they are."""
+    return max(1, round(percent) if percent < 7.5 else 5 * round(percent / 5))
+
+
+def _workers(ranks: Sequence[int]) -> str:
+    *others, last = map(str, ranks)
+    return f"workers {', '.join(others)} and {last}" if others else f"worker {last}"
 
 
 class Meter:
@@ -134,13 +168,15 @@ def write_performance(
     plan: PlanFigures,
     *,
     name: str = "performance.json",
+    further: Mapping[str, object] | None = None,
 ) -> Path:
-    """Write `performance/<name>` atomically: sorted keys, indent 4.
+    """Write `performance/<name>` atomically: sorted keys, indent 4. `further` are fields of where
+    the time went: in the steps, in workers.
 
     Raises:
         OpenWaferError: the file cannot be written.
     """
-    fields: dict[str, float | int | str | None] = {
+    fields: dict[str, object] = {
         "total_samples": measured.total_samples,
         "total_time": measured.total_seconds,
         "samples_per_sec": measured.samples_per_sec,
@@ -152,20 +188,12 @@ def write_performance(
         "fabric_utilization": plan.fabric_utilization,
         "delta_t": plan.delta_t,
         "Frequency": plan.frequency_hz,
+        **(further or {}),
     }
     path = model_dir / "performance" / name
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(fields, file, indent=4, sort_keys=True)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_text(path, json.dumps(fields, indent=4, sort_keys=True) + "\n")
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise OpenWaferError(
             f"{name} cannot be written: {error.strerror or error}",
             where=str(path),

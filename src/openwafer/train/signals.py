@@ -1,33 +1,30 @@
 """SIGTERM, SIGUSR1 and Ctrl-C while training.
 
 Decides that the first one asks for an orderly stop (finish the step, save, say so) and a second
-Ctrl-C ends at once. Does not decide what an orderly stop does (loop.py).
+Ctrl-C ends at once. Does not decide which signals are watched (streaming/signals.py), nor what an
+orderly stop does (loop.py).
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import threading
-from types import FrameType, TracebackType
-from typing import Any
+from types import FrameType
+
+from openwafer.streaming.signals import WatchedSignals
 
 __all__ = ["StopRequest"]
 
-# SIGUSR1 is what batch scripts have SLURM send before the time limit (`--signal=USR1@60`).
-_WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
-
-class StopRequest:
+class StopRequest(WatchedSignals):
     """A context in which SIGTERM, SIGINT and SIGUSR1 set `requested` instead of ending the process.
 
-    Outside the main thread no handler can be set: the context then does nothing, and whoever owns
-    the main thread may call `request`.
+    Outside the main thread no signal is seen: whoever owns the main thread may call `request`.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.requested: signal.Signals | None = None
-        self._previous: dict[signal.Signals, Any] = {}
 
     @property
     def exit_code(self) -> int:
@@ -37,23 +34,6 @@ class StopRequest:
     def request(self, which: signal.Signals = signal.SIGTERM) -> None:
         """Ask for an orderly stop, as the signal would."""
         self.requested = self.requested or which
-
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            for which in _WATCHED:
-                self._previous[which] = signal.signal(which, self._handle)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for which, handler in self._previous.items():
-            # None: the handler was not set from Python, and cannot be put back from here.
-            signal.signal(which, signal.SIG_DFL if handler is None else handler)
-        self._previous.clear()
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         which = signal.Signals(number)

@@ -103,7 +103,7 @@ def start_evaluation(
     checkpoint = from_contents(contents, None, where=str(path))
     require_fit(_shapes(executor, expected), checkpoint.state.model, where=str(path))
     executor.load_state(checkpoint.state, weights_only=True)
-    _log.info("Evaluating %s", path)
+    _log.info("%s %s", "Predicting with" if run.mode == "predict" else "Evaluating", path)
     return Start(progress=checkpoint.progress, path=path)
 
 
@@ -178,4 +178,4 @@ def _load_matching(
 def _shapes(executor: Executor, expected: Shapes | None) -> Shapes:
     if expected is not None:
         return expected
-    return {name: tuple(tensor.shape) for name, tensor in executor.state().model.items()}
+    return {name: tuple(tensor.shape) for name, tensor in executor.borrowed_state().model.items()}

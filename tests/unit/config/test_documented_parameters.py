@@ -39,7 +39,7 @@ def test_appliance_means_weight_streaming_here() -> None:
     assert any("appliance" in notice for notice in params.notices)
 
 
-def test_what_is_not_planned_yet_is_said() -> None:
+def test_what_is_planned_only_is_said() -> None:
     for key, value in (("multireplica", True), ("num_replicas", 2), ("num_csx", 4)):
         assert any(f"`{key}`" in notice for notice in _params(**{key: value}).notices), key
     assert _params().notices == ()

@@ -107,5 +107,6 @@ def _run(
         grads = layer.backward(read, kept, gradients) if program.training else []
         for name, grad in zip(layer.layer.parameters, grads, strict=False):
             if grad is not None:
-                found[name] = found[name] + grad if name in found else grad
+                wide = grad.to(held[name].dtype)
+                found[name] = found[name] + wide if name in found else wide
     return values[program.loss], found

@@ -24,7 +24,7 @@ RUN = ("python", "run.py", "--mode", "train", "--params", "configs/params.yaml")
 
 
 def request(*command: str, **changes: object) -> JobRequest:
-    values: dict[str, object] = {"job_name": "fc_mnist", "output": "/work/fc_mnist/slurm-%j.out"}
+    values: dict[str, object] = {"job_name": "fc_mnist", "output": "/home/me/fc_mnist/slurm-%j.out"}
     return JobRequest(command=(*RUN, *command), **(values | changes))  # type: ignore[arg-type]
 
 

@@ -35,7 +35,7 @@ from openwafer.plan.layers import cut_layers
 from openwafer.runtime.compiled import compile_layers
 from openwafer.runtime.executor import Executor
 from openwafer.runtime.layer_pipelined import LayerPipelined
-from openwafer.runtime.store import RamStore, make_shards
+from openwafer.runtime.store import RamStore, copies_wanted, make_shards
 from openwafer.runtime.weight_streaming import WeightStreaming
 from openwafer.runtime.workload import Workload
 
@@ -214,7 +214,8 @@ def _executors(case: _Case, dtype: torch.dtype | None = None) -> dict[str, Execu
 
     plain, streamed = copy.deepcopy(model), workload()
     shards = make_shards(layers, list(streamed.weights), streamed.trained)
-    store = RamStore(streamed.weights, shards, optimizer)
+    copies = copies_wanted([compiled], streamed.weights)
+    store = RamStore(streamed.weights, shards, optimizer, copies=copies)
     return {
         "plain": PlainExecutor(
             plain, lambda batch: plain(*batch), [plain], autocast_dtype=dtype, **shared

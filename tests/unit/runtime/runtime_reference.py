@@ -21,14 +21,16 @@ from openwafer.frontends.torch.capture import capture_module, extract_loss, flat
 from openwafer.frontends.torch.plain import PlainExecutor
 from openwafer.graph.program import Program
 from openwafer.plan.layers import cut_layers
+from openwafer.runtime.activations import Policy
 from openwafer.runtime.compiled import CompiledModel, compile_layers
-from openwafer.runtime.disk_store import DiskStore
+from openwafer.runtime.disk_store import CHUNK_ELEMENTS, DiskStore
 from openwafer.runtime.executor import Executor, ModelState, StepResult
 from openwafer.runtime.layer_pipelined import LayerPipelined
 from openwafer.runtime.memory import DeviceMemory
 from openwafer.runtime.randomness import DrawKey, KeyedDraws
-from openwafer.runtime.store import RamStore, WeightStore, make_shards
-from openwafer.runtime.weight_streaming import WeightStreaming
+from openwafer.runtime.spill import DiskSpill, HostSpill, Spill
+from openwafer.runtime.store import RamStore, WeightStore, copies_wanted, make_shards
+from openwafer.runtime.weight_streaming import StreamingOptions, WeightStreaming
 from openwafer.runtime.workload import Workload
 
 __all__ = [
@@ -143,8 +145,8 @@ def compiled_outcome(
         _assert_own_memory(found, [*weights, *kept, *flowing.values()])
         for name, gradient in zip(names, found, strict=True):
             if gradient is not None:
-                held = gradients[name]
-                gradients[name] = gradient if held is None else held + gradient
+                held, wide = gradients[name], gradient.to(fresh[name].dtype)
+                gradients[name] = wide if held is None else held + wide
     assert not flowing, "a gradient that no layer takes"
     named = {b.name: buffers[b.node] for b in program.buffers if b.name}
     return Outcome(loss, gradients, named)
@@ -225,16 +227,40 @@ class Setup:
         *,
         depth: int = 1,
         memory: DeviceMemory | None = None,
+        policy: Policy = "keep",
+        chunk_elements: int = CHUNK_ELEMENTS,
         **options: Any,
     ) -> WeightStreaming:
-        """With weights in RAM, or on disk below `folder`."""
+        """With weights in RAM, or on disk below `folder`; all activations kept by one policy."""
         workload = self.workload(config, **options)
+        memory = memory or DeviceMemory()
         shards = make_shards(self.layers, list(workload.weights), workload.trained)
+        copies = copies_wanted([workload.train, workload.evaluation], workload.weights)
         if folder is None:
-            store: WeightStore = RamStore(workload.weights, shards, config)
+            store: WeightStore = RamStore(workload.weights, shards, config, copies=copies)
         else:
-            store = DiskStore(workload.weights, shards, config, folder)
-        return WeightStreaming(workload, store, shards, prefetch_depth=depth, memory=memory)
+            store = DiskStore(
+                workload.weights,
+                shards,
+                config,
+                folder,
+                copies=copies,
+                chunk_elements=chunk_elements,
+            )
+        spill: Spill | None = None
+        if policy == "spill":
+            spill = DiskSpill(folder, 4096, 4, memory) if folder else HostSpill()
+        return WeightStreaming(
+            workload,
+            store,
+            shards,
+            StreamingOptions(
+                prefetch_depth=depth,
+                memory=memory,
+                policies=(policy,) * len(self.layers),
+                spill=spill,
+            ),
+        )
 
 
 def optimizer_config(name: OptimizerType = "adamw", **changes: Any) -> OptimizerConfig:

@@ -162,13 +162,13 @@ class Watched:
         store = executor._store
         fetch, update = store.fetch, store.update
 
-        def watched_fetch(names):
-            self._note(f"fetch {names[0] if names else '-'}")
-            return fetch(names)
+        def watched_fetch(wanted):
+            self._note(f"fetch {wanted[0].name if wanted else '-'}")
+            return fetch(wanted)
 
-        def watched_update(shard, gradients, learning_rate):
+        def watched_update(shard, *arguments):
             self._note(f"update {shard.index}")
-            return update(shard, gradients, learning_rate)
+            return update(shard, *arguments)
 
         store.fetch, store.update = watched_fetch, watched_update
 
@@ -182,7 +182,7 @@ def test_unclipped_updates_run_as_gradients_arrive(gpt: Setup, make) -> None:
     executor = make(gpt, "ram", optimizer_config())
     watched = Watched(executor)
     executor.train_step([gpt.batch], step=0)
-    executor._thread.submit(int).result()
+    executor._traffic._thread.submit(int).result()
     assert [c for c in watched.calls if c.startswith("update")] == [
         "update 3", "update 2", "update 1", "update 0",
     ]  # fmt: skip
@@ -192,7 +192,7 @@ def test_clipped_updates_wait_for_the_next_fetch_of_their_layer(gpt: Setup, make
     executor = make(gpt, "ram", optimizer_config(max_gradient_norm=1.0), depth=0)
     watched = Watched(executor)
     executor.train_step([gpt.batch], step=0)
-    executor._thread.submit(int).result()
+    executor._traffic._thread.submit(int).result()
     assert not any(call.startswith("update") for call in watched.calls)
     watched.calls.clear()
     executor.train_step([gpt.batch], step=1)
@@ -434,6 +434,7 @@ def test_the_account_is_balanced_and_bounded(gpt: Setup, make) -> None:
     executor = make(gpt, "ram", optimizer_config(), depth=1, memory=memory)
     run_steps(executor, batches_like(gpt.batch, 4), microbatches=2)
     executor.eval_step(gpt.batch, step=2)
+    executor.state()  # waits for the updates, which still hold gradients
     assert memory.in_use_bytes == 0
     layers = executor._workload.train.layers
     kept = 2 * sum(layer.functions.saved_bytes for layer in layers)
@@ -441,9 +442,10 @@ def test_the_account_is_balanced_and_bounded(gpt: Setup, make) -> None:
         sum(executor._workload.weights[n].numel() * 4 for n in layer.layer.parameters)
         for layer in layers
     ]
-    # Two layers' weights at a time beside every layer's activations; a third where the next fetch
-    # is done before the main thread has said that it is through with the last.
-    assert kept + max(sizes) <= memory.peak_bytes <= kept + 3 * max(sizes)
+    # Weights: two layers' at a time, a third where the next fetch is done before the main thread
+    # has said that it is through with the last. Gradients: of the layer that runs and of two that
+    # the store takes over. Saved tensors of two layers may show the same memory.
+    assert max(sizes) < memory.peak_bytes <= kept + 6 * max(sizes)
 
 
 def test_a_step_beyond_the_budget_is_refused_and_cleaned_up(gpt: Setup, make) -> None:

@@ -79,7 +79,7 @@ def chaos(coordinator: Coordinator, num_events: int, seed: int) -> Iterator[list
     def lose() -> None:
         rank = draw.randint(1, NUM_WORKERS)
         with contextlib.suppress(OSError):
-            coordinator._workers[rank].connection.shutdown(socket.SHUT_RDWR)
+            coordinator._ledger.workers[rank].connection.shutdown(socket.SHUT_RDWR)
 
     def go_on() -> None:
         acts = {

@@ -129,7 +129,7 @@ def hand_driven_worker(
 
 
 def send_batch(coordinator: Coordinator, connection: socket.socket, number: int) -> None:
-    until(lambda: bool(coordinator._streams))
+    until(lambda: bool(coordinator._ledger.streams))
     message = {"is": "batch", "stream": 0, "number": number}
     wire.send_batch(connection, message, number, max_payload_bytes=100)
 
@@ -257,7 +257,7 @@ def test_a_worker_that_sends_more_than_asked_is_stopped(secret_file: Path) -> No
         assert next(epoch) == 0
         for number in range(1, FAST.window_batches + 2):
             send_batch(coordinator, flood, number)
-        until(lambda: coordinator._failure is not None)
+        until(lambda: coordinator._ledger.failure is not None)
         with pytest.raises(StreamingError, match="more batches than it was asked for"):
             next(epoch)
 
@@ -444,9 +444,11 @@ def test_a_worker_killed_while_the_loop_is_busy_is_noticed(secret_file: Path) ->
     ):
         epoch = coordinator.source("train").epoch(0)
         next(epoch)
-        until(lambda: any(map(len, next(iter(coordinator._streams.values())).waiting.values())))
+        until(
+            lambda: any(map(len, next(iter(coordinator._ledger.streams.values())).waiting.values()))
+        )
         victim.kill()
-        until(lambda: coordinator._failure is not None)
+        until(lambda: coordinator._ledger.failure is not None)
         with pytest.raises(StreamingError, match=r"worker 1 .* was lost"):
             next(epoch)
 
@@ -492,3 +494,24 @@ def test_a_worker_stuck_in_user_code_ends_when_told_to_stop(secret_file: Path) -
         coordinator.close()
         _, errors = worker.communicate(timeout=60)
         assert (worker.returncode, errors) == (0, "")
+
+
+def test_a_slow_worker_is_told_by_its_busy_time(secret_file: Path) -> None:
+    """It sleeps before each batch: however fast the machine, it was busy for that long, and no
+    longer than the epoch took."""
+    nap_seconds = 0.03
+
+    def numbers() -> Iterator[torch.Tensor]:
+        for number in range(8):
+            time.sleep(nap_seconds)
+            yield torch.tensor(number)
+
+    with cluster(secret_file, 1, lambda mode, rank: numbers) as (coordinator, _):
+        coordinator.wait_for_workers()
+        assert coordinator.busy_seconds("train") == {1: 0.0}
+        began = time.monotonic()
+        assert len(list(coordinator.source("train").epoch(0))) == 8
+        elapsed_seconds = time.monotonic() - began
+        busy = coordinator.busy_seconds("train")
+        assert coordinator.busy_seconds("eval") == {1: 0.0}
+    assert 8 * nap_seconds <= busy[1] <= elapsed_seconds

@@ -15,7 +15,13 @@ import pytest
 import torch
 
 from openwafer.errors import OpenWaferError
-from openwafer.train.performance import Meter, Performance, PlanFigures, write_performance
+from openwafer.train.performance import (
+    Meter,
+    Performance,
+    PlanFigures,
+    slow_workers,
+    write_performance,
+)
 from openwafer.train.progress import Reporter, configure_logging
 from openwafer.train.random_state import capture_random_state, restore_random_state
 
@@ -57,6 +63,28 @@ def test_no_samples_no_rate() -> None:
     assert (empty.samples_per_sec, empty.input_bottleneck) == (0.0, "Not Applicable")
     busy = Performance(total_samples=1, total_seconds=10, input_wait_seconds=0.1)
     assert busy.input_bottleneck.startswith("No: 1.0%")
+
+
+def test_workers_that_hold_a_run_up_are_named() -> None:
+    """100 seconds, 60 of them waiting: all batches are needed within 40."""
+    run = Performance(total_samples=1, total_seconds=100, input_wait_seconds=60)
+    one = slow_workers(run, {1: 10.0, 2: 39.0, 3: 100.0})
+    assert one == "input-bound: worker 3 at 40 % of the needed rate"
+    two = slow_workers(run, {1: 10.0, 3: 99.0, 5: 100.0})
+    assert two == "input-bound: workers 3 and 5 at 40 % of the needed rate"
+    unlike = slow_workers(run, {1: 80.0, 2: 100.0, 3: 98.0, 4: 1000.0})
+    assert unlike == (
+        "input-bound: worker 4 at 4 %, workers 2 and 3 at 40 %, worker 1 at 50 % of the needed rate"
+    )
+
+
+def test_workers_that_keep_up_are_not_named() -> None:
+    fast = Performance(total_samples=1, total_seconds=100, input_wait_seconds=5)
+    assert slow_workers(fast, {1: 100.0}) is None
+    elsewhere = Performance(total_samples=1, total_seconds=100, input_wait_seconds=50)
+    assert slow_workers(elsewhere, {1: 50.0, 2: 20.0}) is None
+    nothing = Performance(total_samples=0, total_seconds=0, input_wait_seconds=0)
+    assert slow_workers(nothing, {1: 1.0}) is None
 
 
 def test_performance_json_against_the_published_example(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ __all__ = ["slow_spots"]
 
 _BATCHES = ("BatchDataset", "BatchDatasetV2", "ParallelBatchDataset", "PaddedBatchDatasetV2")
 _FILES = ("TFRecordDataset", "TFRecordDatasetV2", "TextLineDataset", "FixedLengthRecordDatasetV2")
+_MAPS = ("MapDataset", "ParallelMapDataset", "ParallelMapDatasetV2")
 _PASSES_ON = ("OptionsDataset", "ModelDataset", "FiniteRepeatDataset", "RepeatDataset")
 
 
@@ -45,7 +46,7 @@ def _of_pipeline(last: Any) -> Iterator[str]:
                 f"a map runs one call at a time ({_at(operation)}): "
                 "num_parallel_calls=tf.data.AUTOTUNE"
             )
-        if "MapDataset" in operation.type and batch is not None and position > batch:
+        if operation.type in _MAPS and batch is not None and position > batch:
             yield (
                 f"a map comes before the batching ({_at(operation)}): "
                 "after it, one call does a whole batch"

@@ -13,46 +13,54 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from openwafer.config.flags import ExtraArgsParser, parse
 from openwafer.config.params import Params, load_params, resolve
 from openwafer.config.runconfig import RunConfig
-from openwafer.errors import CheckpointError, ConfigError, OpenWaferError, PlanError
-from openwafer.frontends.torch.capture import Captured, capture_step
+from openwafer.errors import CheckpointError, ConfigError, OpenWaferError
 from openwafer.frontends.torch.metric_functions import metric_functions
 from openwafer.frontends.torch.metrics import forget_all_metrics
 from openwafer.frontends.torch.params_file import write_params
 from openwafer.frontends.torch.plain import PlainExecutor
+from openwafer.frontends.torch.preparation import (
+    PreparedModel,
+    compile_captured,
+    compile_model,
+    grad_accum_steps,
+)
+from openwafer.frontends.torch.processes import must_be_started, start_tasks
 from openwafer.frontends.torch.recording import ModuleSummaries, SavedStream
-from openwafer.frontends.torch.session import RunRules, choose_device, make_executor
+from openwafer.frontends.torch.session import (
+    check_memory,
+    make_executor,
+    serve_stages,
+)
 from openwafer.frontends.torch.user_code import (
     DataFn,
     Functions,
     Mode,
     ModelFn,
-    build_model,
     calling_user_code,
-    first_batch,
     make_sequence,
 )
-from openwafer.kernels.kernel import ExecutionMode
-from openwafer.machine.spec import load_machine
-from openwafer.optim.schedule import learning_rate_at
 from openwafer.optim.state import from_torch_state_dict, to_torch_state_dict
-from openwafer.pipeline import CompiledProgram, choose_mode, compile_program, validate_program
-from openwafer.plan.plan import Plan
+from openwafer.pipeline import CompiledProgram, validate_program
+from openwafer.plan.plan import Plan, WeightStreamingSchedule
 from openwafer.plan.text import plan_text
 from openwafer.plan.validation import write_validation
 from openwafer.runtime.executor import Executor
+from openwafer.runtime.microbatches import SplitBatches
+from openwafer.runtime.process_group import join_group
+from openwafer.runtime.step_times import StepTimes
+from openwafer.runtime.trace_file import TraceFile
 from openwafer.streaming import tasks
 from openwafer.streaming.coordinator import Coordinator
 from openwafer.streaming.loader import BatchSequence
 from openwafer.streaming.meeting import forget_meeting, open_coordinator
-from openwafer.streaming.shard import Shard
+from openwafer.streaming.signals import OutlivedSignal
 from openwafer.streaming.source import BatchSource
 from openwafer.streaming.worker import run_worker, worker_shard
 from openwafer.train.checkpoint import OptimizerCodec
@@ -159,8 +167,15 @@ def _read_params(
 
 
 def _run_task(params: Params, functions: Functions) -> JobResult | None:
-    """What this task does of the run: everything, or streaming its shard of the data."""
-    environment, config = tasks.current(), params.runconfig
+    """What this task does of the run: everything, its part of the model, or its shard of the
+    data."""
+    config = params.runconfig
+    tasks.set_num_compute(config.num_compute)
+    environment = tasks.current()
+    if must_be_started(environment):
+        if code := start_tasks(config):
+            sys.exit(code)
+        return None
     compiles_only = config.validate_only or config.compile_only
     if environment.role == "worker":
         place = (environment.rank, environment.num_tasks)
@@ -169,6 +184,11 @@ def _run_task(params: Params, functions: Functions) -> JobResult | None:
             _log.info("nothing to do here: task 0 alone runs this")
             return None
         _stream_batches(params, functions, environment)
+        return None
+    if environment.role == "peer":
+        place = (environment.rank, environment.num_tasks)
+        configure_logging(config.streamer_logging, task=place)
+        _compute_with_others(PreparedModel(params, functions), environment)
         return None
     configure_logging(config.logging)
     params.log_notices()
@@ -180,7 +200,7 @@ def _run_task(params: Params, functions: Functions) -> JobResult | None:
             hint="checkpoints are <model_dir>/checkpoint_<step>.mdl",
         )
     if compiles_only:
-        _compile_only(_Model(params, functions))
+        _compile_only(PreparedModel(params, functions))
         return None
     return _execute(params, functions, environment)
 
@@ -197,68 +217,22 @@ def _stream_batches(
     run_worker(sequence_of, params.runconfig.cs_ip, environment)
 
 
-class _Model:
-    """The user's model and what is made of it, each part when it is first asked for."""
-
-    def __init__(self, params: Params, functions: Functions) -> None:
-        self.params, self.functions = params, functions
-        config = params.runconfig
-        self.device = choose_device(config.device, cpu=config.cpu)
-        self.sequences = {mode: self._local(mode) for mode in self.modes}
-        self.examples = {mode: first_batch(self.sequences[mode], mode) for mode in self.modes}
-        torch.manual_seed(config.seed)
-        self.base = build_model(functions.model, params, self.device)
-
-    @property
-    def modes(self) -> tuple[Mode, ...]:
-        mode = self.params.runconfig.mode
-        return ("train", "eval") if mode == "train_and_eval" else (mode,)
-
-    def _local(self, mode: Mode) -> BatchSequence:
-        return make_sequence(self.params, self.functions, mode, Shard(0, 1))
-
-    def rules(self) -> RunRules:
-        params, config = self.params, self.params.runconfig
-        optimizer = params.optimizer if config.trains else None
-        schedule = optimizer.learning_rate if optimizer else None
-        return RunRules(
-            optimizer=optimizer,
-            learning_rate_at=lambda step: learning_rate_at(schedule, step) if schedule else 0.0,
-            device=self.device,
-            seed=config.seed,
-            compute_dtype=params.compute_dtype,
-            weight_store=config.weight_store,
-            guard_loss=config.check_loss_values,
-        )
-
-    def capture(self, mode: Mode) -> Captured:
-        return capture_step(
-            self.base.modules(),
-            self.base,
-            self.examples[mode],
-            training=mode == "train",
-            name=self.base.display_name(),
-            autocast_dtype=self.rules().autocast_dtype,
-        )
-
-
 def plan_functions(functions: Functions, params: Params) -> Plan:
     """The plan that `--compile_only` makes, from the cache of `model_dir` where it is there.
 
     Raises:
         OpenWaferError: the model cannot be captured, matched or planned.
     """
-    model = _Model(params, functions)
+    model = PreparedModel(params, functions)
     captured = model.capture(model.modes[0])
-    mode = choose_mode(params.runconfig.execution_mode, captured.program, model.device)
-    return _compile(model, captured, mode).plan
+    return compile_captured(model, captured, model.execution_mode(captured.program)).plan
 
 
-def _compile_only(model: _Model) -> None:
+def _compile_only(model: PreparedModel) -> None:
     config = model.params.runconfig
     mode = model.modes[0]
     captured = model.capture(mode)
-    execution_mode = choose_mode(config.execution_mode, captured.program, model.device)
+    execution_mode = model.execution_mode(captured.program)
     _log.info(_BANNER.format("Starting Compilation"))
     if config.validate_only:
         report = validate_program(captured.program, execution_mode)
@@ -266,67 +240,29 @@ def _compile_only(model: _Model) -> None:
         report.raise_if_refused()
         _log.info("%s", report)
     else:
-        compiled = _compile(model, captured, execution_mode)
+        compiled = compile_captured(model, captured, execution_mode)
         _log.info("%s", plan_text(compiled.plan))
+        if config.device_memory is not None:
+            check_memory(compiled, model.base.modules(), model.rules())
     _log.info(_BANNER.format("Compilation Completed"))
     what = {"train": "training", "eval": "evaluation", "predict": "prediction"}[mode]
     _log.info("Compile for %s completed successfully!", what)
-
-
-def _compile(model: _Model, captured: Captured, execution_mode: ExecutionMode) -> CompiledProgram:
-    params, config = model.params, model.params.runconfig
-
-    def compile_for(mode: ExecutionMode) -> CompiledProgram:
-        return compile_program(
-            captured.program,
-            machine=load_machine(config.machine, config.fabric_config_file),
-            execution_mode=mode,
-            compile_dir=config.compile_dir or config.model_dir,
-            optimizer=params.optimizer if captured.program.training else None,
-            compute_dtype=params.compute_dtype,
-            num_microbatches=_grad_accum_steps(params),
-            num_replicas=_num_replicas(config) if captured.program.training else 1,
-            num_systems=config.num_csx,
-        )
-
-    try:
-        compiled = compile_for(execution_mode)
-    except PlanError as error:
-        if config.execution_mode != "auto" or execution_mode == "weight_streaming":
-            raise
-        _log.warning("auto takes weight_streaming: %s", error.what)
-        compiled = compile_for("weight_streaming")
-    if compiled.from_cache:
-        _log.info("Found a cached compilation for this model configuration")
-    _log.info(
-        "%s plan in %.2f s: %s", compiled.plan.execution_mode, compiled.seconds, compiled.directory
-    )
-    return compiled
-
-
-def _num_replicas(config: RunConfig) -> int:
-    """`multireplica` without a number lets the compiler choose (-1)."""
-    return -1 if config.multireplica and config.num_replicas == 1 else config.num_replicas
-
-
-def _grad_accum_steps(params: Params) -> int:
-    return params.optimizer.grad_accum_steps if params.optimizer else 1
 
 
 def _execute(params: Params, functions: Functions, environment: tasks.TaskEnvironment) -> JobResult:
     config = params.runconfig
     streams = environment.role == "coordinator" and config.use_cs and config.cs_ip != "local"
     if not streams:
-        return _execute_with(_Model(params, functions), None)
+        return _execute_with(PreparedModel(params, functions), None)
     assert config.cs_ip is not None
     # Listens from the start, so that workers may connect while the model compiles.
     with open_coordinator(config.cs_ip, environment) as coordinator:
-        return _execute_with(_Model(params, functions), coordinator)
+        return _execute_with(PreparedModel(params, functions), coordinator)
 
 
-def _execute_with(model: _Model, coordinator: Coordinator | None) -> JobResult:
+def _execute_with(model: PreparedModel, coordinator: Coordinator | None) -> JobResult:
     params, config = model.params, model.params.runconfig
-    executor, figures = _executor(model)
+    executor, figures, times = _executor(model)
     write_params(params, config.mode)
     sources: dict[str, BatchSource] = dict(model.sequences)
     if coordinator is not None:
@@ -343,18 +279,20 @@ def _execute_with(model: _Model, coordinator: Coordinator | None) -> JobResult:
                 train_source=sources.get("train"),
                 eval_source=sources.get("eval"),
                 predict_source=sources.get("predict"),
-                grad_accum_steps=_grad_accum_steps(params),
+                grad_accum_steps=grad_accum_steps(params),
                 plan_figures=figures,
                 device=model.device.type,
                 hooks=_hooks(model),
                 metrics=metric_functions(config.mode),
+                busy_seconds=coordinator.busy_seconds if coordinator is not None else None,
+                times=times,
             )
         )
         if config.show_debug_metrics:
             _show_counters(executor, figures, coordinator)
         if config.trains:
             # The user's own object ends up with the trained weights, as in the plain loop.
-            model.base.model.load_state_dict(executor.state().model, strict=False)
+            model.base.model.load_state_dict(executor.borrowed_state().model, strict=False)
         return result
     finally:
         executor.close()
@@ -372,7 +310,19 @@ def _show_counters(
         _log.info("Counter seconds waited for worker %d: %.3f", rank, seconds)
 
 
-def _executor(model: _Model) -> tuple[Executor, PlanFigures]:
+def _compute_with_others(model: PreparedModel, environment: tasks.TaskEnvironment) -> None:
+    """As a process other than the first: capture and compile alike, then do as it says."""
+    # Ctrl-C and SLURM's warning reach all tasks; the first one ends the others when it has saved.
+    with OutlivedSignal():
+        group = join_group(environment, model.device)
+        try:
+            compiled, evaluation = compile_model(model, writes=False)
+            serve_stages(compiled, evaluation, model.base.modules(), model.rules(group), group)
+        finally:
+            group.close()
+
+
+def _executor(model: PreparedModel) -> tuple[Executor, PlanFigures, StepTimes | None]:
     rules, config = model.rules(), model.params.runconfig
     if not config.use_cs:
         executor = PlainExecutor(
@@ -386,14 +336,34 @@ def _executor(model: _Model) -> tuple[Executor, PlanFigures]:
             autocast_dtype=rules.autocast_dtype,
             guard_loss=rules.guard_loss,
         )
-        return executor, PlanFigures()
-    captured = {mode: model.capture(mode) for mode in model.modes}
-    main = captured[model.modes[0]]
-    execution_mode = choose_mode(config.execution_mode, main.program, model.device)
-    compiled = _compile(model, main, execution_mode)
-    evaluation = captured["eval"] if config.mode == "train_and_eval" else None
-    executor = make_executor(compiled, evaluation, model.base.modules(), rules)
-    return executor, _figures(compiled)
+        return _splitting(executor, model), PlanFigures(), _step_times(config, None)
+    environment = tasks.current()
+    group = join_group(environment, model.device) if environment.num_compute > 1 else None
+    compiled, evaluation = compile_model(model)
+    times = _step_times(config, compiled.plan)
+    rules = model.rules(group)
+    if times is not None:
+        rules = replace(rules, recorder=times.recorder)
+    executor = make_executor(compiled, evaluation, model.base.modules(), rules, group)
+    return _splitting(executor, model), _figures(compiled), times
+
+
+def _step_times(config: RunConfig, plan: Plan | None) -> StepTimes | None:
+    """What weight streaming records of its steps; None for any other run."""
+    streams = plan is not None and isinstance(plan.schedule, WeightStreamingSchedule)
+    if not streams or not config.trains:
+        if config.timeline is not None:
+            _log.warning("there is no timeline: it is for training in weight_streaming")
+        return None
+    path, steps = config.timeline, config.timeline_steps
+    return StepTimes(
+        on_disk=config.weight_store != "ram",
+        trace=TraceFile(path, max_steps=steps) if path is not None else None,
+    )
+
+
+def _splitting(executor: Executor, model: PreparedModel) -> Executor:
+    return SplitBatches(executor, model.num_parts) if model.num_parts > 1 else executor
 
 
 def _figures(compiled: CompiledProgram) -> PlanFigures:
@@ -408,7 +378,7 @@ def _figures(compiled: CompiledProgram) -> PlanFigures:
     )
 
 
-def _codec(model: _Model) -> OptimizerCodec:
+def _codec(model: PreparedModel) -> OptimizerCodec:
     """The optimizer entry of checkpoints in torch's own format."""
     names = [name for name, _ in model.base.trainable_named_parameters()]
     config = model.params.optimizer
@@ -424,7 +394,7 @@ def _codec(model: _Model) -> OptimizerCodec:
     return OptimizerCodec(to_torch=to_torch, from_torch=from_torch)
 
 
-def _hooks(model: _Model) -> Hooks:
+def _hooks(model: PreparedModel) -> Hooks:
     config = model.params.runconfig
     if config.enable_summaries:
         return ModuleSummaries(model.base.model, config.model_dir)

@@ -8,43 +8,66 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
 from openwafer.config.optimizer import OptimizerConfig
+from openwafer.config.runconfig import PipelineSchedule
 from openwafer.errors import PlanError
 from openwafer.frontends.torch.capture import Captured, flatten_batch
+from openwafer.frontends.torch.streaming_setup import (
+    StreamingRules,
+    make_weight_streaming,
+    plan_memory,
+)
 from openwafer.graph.program import Program
 from openwafer.pipeline import CompiledProgram
 from openwafer.plan.layers import cut_layers
 from openwafer.plan.plan import WeightStreamingSchedule
 from openwafer.runtime.compiled import CompiledModel, compile_layers
-from openwafer.runtime.disk_store import DiskStore
 from openwafer.runtime.executor import Executor
+from openwafer.runtime.inductor import LayerCompiler
 from openwafer.runtime.layer_pipelined import LayerPipelined
-from openwafer.runtime.store import RamStore, Shard, WeightStore, make_shards
+from openwafer.runtime.pipeline_layout import PipelineLayout, lay_out, layer_cost
+from openwafer.runtime.pipeline_stages import PipelineStages, serve
+from openwafer.runtime.process_group import ComputeGroup
+from openwafer.runtime.replicas import (
+    ReplicatedStreaming,
+    refuse_changing_buffers,
+    serve_replica,
+)
+from openwafer.runtime.timeline import NO_RECORDER, Recorder
 from openwafer.runtime.weight_streaming import WeightStreaming
 from openwafer.runtime.workload import Workload
 
-__all__ = ["RunRules", "choose_device", "make_executor"]
+__all__ = ["RunRules", "check_memory", "choose_device", "make_executor", "serve_stages"]
 
 _log = logging.getLogger("openwafer")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRules:
-    """What an executor needs to know besides the model. `compute_dtype` is torch's dtype name."""
+    """What an executor needs to know besides the model. `compute_dtype` is torch's dtype name.
+
+    streaming: how weight streaming stores weights and uses memory.
+    num_stages, num_replicas, pipeline_schedule: layer pipelined over the processes of a group.
+    recorder: is told what weight streaming does when.
+    """
 
     optimizer: OptimizerConfig | None
     learning_rate_at: Callable[[int], float]
     device: torch.device
     seed: int
     compute_dtype: str = "float32"
-    weight_store: str = "ram"
+    layer_compiler: LayerCompiler = "auto"
+    streaming: StreamingRules = field(default_factory=StreamingRules)
     guard_loss: bool = True
+    num_stages: int = 1
+    num_replicas: int = 1
+    pipeline_schedule: PipelineSchedule = "1f1b"
+    recorder: Recorder = NO_RECORDER
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
@@ -74,6 +97,7 @@ def make_executor(
     evaluation: Captured | None,
     modules: Mapping[str, nn.Module],
     rules: RunRules,
+    group: ComputeGroup | None = None,
 ) -> Executor:
     """The executor for a plan, in the mode it was compiled for.
 
@@ -81,14 +105,115 @@ def make_executor(
         compiled: the program that is trained, or the evaluation one where nothing is.
         evaluation: the evaluation form of the same model, where both are needed.
         modules: as given to the capture; they hold the first weights and buffers.
+        group: the processes that compute it together, of which this is the first.
     """
+    workload = _workload(compiled, evaluation, modules, rules)
+    schedule = compiled.plan.schedule
+    if isinstance(schedule, WeightStreamingSchedule):
+        executor = _streaming(workload, compiled, schedule, rules, group)
+        return executor if group is None else ReplicatedStreaming(workload, executor, group)
+    if group is not None:
+        return PipelineStages(workload, _layout(workload, compiled, rules), group)
+    return LayerPipelined(workload)
+
+
+def check_memory(
+    compiled: CompiledProgram, modules: Mapping[str, nn.Module], rules: RunRules
+) -> None:
+    """Plan the memory of a streamed step without running it.
+
+    Raises:
+        PlanError: it does not fit the budget.
+    """
+    schedule = compiled.plan.schedule
+    if isinstance(schedule, WeightStreamingSchedule):
+        workload = _workload(compiled, None, modules, rules)
+        plan_memory(
+            workload, compiled.layers, rules.streaming, prefetch_depth=schedule.prefetch_depth
+        )
+
+
+def serve_stages(
+    compiled: CompiledProgram,
+    evaluation: Captured | None,
+    modules: Mapping[str, nn.Module],
+    rules: RunRules,
+    group: ComputeGroup,
+) -> None:
+    """What every process of a group but the first does with the same arguments as
+    `make_executor`'s, until the first one closes its executor."""
+    schedule = compiled.plan.schedule
+    if isinstance(schedule, WeightStreamingSchedule):
+        executor = _streaming(
+            # Rank 0 sends the leaves of batches.
+            replace(_workload(compiled, evaluation, modules, rules), leaves=_as_it_is),
+            compiled,
+            schedule,
+            rules,
+            group,
+        )
+        _forget_weights(modules)
+        serve_replica(executor, group)
+    else:
+        workload = _workload(compiled, evaluation, modules, rules)
+        serve(workload, _layout(workload, compiled, rules), group)
+
+
+def _forget_weights(modules: Mapping[str, nn.Module]) -> None:
+    """Let go of what the user's modules hold: the store has this process's part of it, and no user
+    code runs here any more."""
+    for module in modules.values():
+        for parameter in module.parameters():
+            parameter.data = parameter.data.new_empty(0)
+
+
+def _as_it_is(batch: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    return batch
+
+
+def _streaming(
+    workload: Workload,
+    compiled: CompiledProgram,
+    schedule: WeightStreamingSchedule,
+    rules: RunRules,
+    group: ComputeGroup | None,
+) -> WeightStreaming:
+    if group is not None:
+        refuse_changing_buffers(workload)
+    return make_weight_streaming(
+        workload,
+        compiled.layers,
+        rules.streaming,
+        prefetch_depth=schedule.prefetch_depth,
+        recorder=rules.recorder,
+        group=group,
+    )
+
+
+def _layout(workload: Workload, compiled: CompiledProgram, rules: RunRules) -> PipelineLayout:
+    return lay_out(
+        workload.train,
+        workload.evaluation,
+        [layer_cost(layer) for layer in compiled.plan.layers],
+        num_stages=rules.num_stages,
+        num_replicas=rules.num_replicas if workload.train is not None else 1,
+        schedule=rules.pipeline_schedule,
+    )
+
+
+def _workload(
+    compiled: CompiledProgram,
+    evaluation: Captured | None,
+    modules: Mapping[str, nn.Module],
+    rules: RunRules,
+) -> Workload:
     trains = compiled.program.training
     programs = [compiled.program, *([evaluation.program] if evaluation else [])]
     model = _compile(compiled.program, compiled, rules)
     other = _compile(evaluation.program, None, rules) if evaluation else None
     state = _named_tensors(modules)
     main = compiled.program
-    workload = Workload(
+    return Workload(
         train=model if trains else None,
         evaluation=other if trains else model,
         weights={p.name: state[p.name] for p in main.parameters},
@@ -101,25 +226,12 @@ def make_executor(
         seed=rules.seed,
         guard_loss=rules.guard_loss,
     )
-    schedule = compiled.plan.schedule
-    if isinstance(schedule, WeightStreamingSchedule):
-        shards = make_shards(compiled.layers, list(workload.weights), workload.trained)
-        store = _store(workload, shards, rules.weight_store)
-        return WeightStreaming(workload, store, shards, prefetch_depth=schedule.prefetch_depth)
-    return LayerPipelined(workload)
 
 
 def _compile(program: Program, compiled: CompiledProgram | None, rules: RunRules) -> CompiledModel:
     """The casts of mixed precision are in the Program already: it was captured with them."""
     layers = compiled.layers if compiled else cut_layers(program)
-    return compile_layers(program, layers, device=rules.device)
-
-
-def _store(workload: Workload, shards: Sequence[Shard], where: str) -> WeightStore:
-    if where == "ram":
-        return RamStore(workload.weights, shards, workload.optimizer)
-    folder = Path(where.removeprefix("disk:"))
-    return DiskStore(workload.weights, shards, workload.optimizer, folder)
+    return compile_layers(program, layers, device=rules.device, layer_compiler=rules.layer_compiler)
 
 
 def _named_tensors(modules: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:

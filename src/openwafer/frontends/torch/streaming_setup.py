@@ -1,0 +1,196 @@
+"""From a workload to the executor that streams its weights.
+
+Decides which store there is, what of the device's memory is taken before a step begins, and that
+the memory of a step is planned before anything large is made. Does not decide how a plan is made to
+fit (runtime/step_memory.py).
+
+On a CPU, device memory is a part of host memory. With a store on disk the budget is the whole
+process's: its private writable memory, what RLIMIT_DATA limits. With a store in RAM the store is
+not counted, only what a step takes besides.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from openwafer.plan.layers import Layer
+from openwafer.runtime.disk_store import DiskStore, staging_bytes
+from openwafer.runtime.host_memory import (
+    give_back_freed_memory,
+    keep_freed_memory,
+    process_bytes,
+)
+from openwafer.runtime.layer_memory import model_memory
+from openwafer.runtime.memory import DeviceMemory
+from openwafer.runtime.process_group import ComputeGroup
+from openwafer.runtime.replica import GroupReplica, Replica
+from openwafer.runtime.shared_store import SharedStore, assign_owners
+from openwafer.runtime.spill import DiskSpill, HostSpill, Spill
+from openwafer.runtime.step_memory import ActivationChoice, StepPlan, plan_step
+from openwafer.runtime.store import Copies, RamStore, Shard, WeightStore, copies_wanted, make_shards
+from openwafer.runtime.timeline import NO_RECORDER, Recorder
+from openwafer.runtime.weight_streaming import StreamingOptions, WeightStreaming
+from openwafer.runtime.workload import Workload
+
+__all__ = ["StreamingRules", "make_weight_streaming", "plan_memory"]
+
+_log = logging.getLogger("openwafer")
+
+COMPILER_BYTES = 300 << 20
+"""Left for TorchInductor, which compiles in this process when a layer first runs: its modules took
+78 MiB when they were measured; the rest is an allowance for one graph at a time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamingRules:
+    """weight_store: `ram` or `disk:DIR`. device_memory_bytes: the budget, None for none.
+    num_microbatches: of one update."""
+
+    weight_store: str = "ram"
+    device_memory_bytes: int | None = None
+    activations: ActivationChoice = "auto"
+    num_microbatches: int = 1
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the store is on disk."""
+        kind, _, folder = self.weight_store.partition(":")
+        return Path(folder) if kind == "disk" else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    shards: tuple[Shard, ...]
+    copies: Copies
+
+
+def make_weight_streaming(
+    workload: Workload,
+    layers: Sequence[Layer],
+    rules: StreamingRules,
+    *,
+    prefetch_depth: int,
+    recorder: Recorder = NO_RECORDER,
+    group: ComputeGroup | None = None,
+) -> WeightStreaming:
+    """The executor, with its store filled.
+
+    Args:
+        group: the processes that share the store, and each batch among them.
+
+    Raises:
+        PlanError: the step does not fit the budget, or the store's folder cannot be used.
+    """
+    parts = _parts(workload, layers)
+    if _counts_process(workload, rules) and rules.device_memory_bytes is not None:
+        give_back_freed_memory()
+    elif workload.device.type == "cpu":
+        keep_freed_memory()
+    plan = plan_memory(workload, layers, rules, prefetch_depth=prefetch_depth)
+    memory = DeviceMemory(rules.device_memory_bytes)
+    if _counts_process(workload, rules):
+        memory.take("process", process_bytes())
+    spill = _spill(workload, plan, rules, memory)
+    replica = Replica()
+    if group is None:
+        store = _store(workload, parts, rules)
+    else:
+        store = _shared_store(workload, parts, rules, group)
+        replica = GroupReplica(group, store, workload.trained)
+        # The others' weights are not held here, so that they can be let go of.
+        workload = replace(workload, weights=store.weights())
+    return WeightStreaming(
+        workload,
+        store,
+        parts.shards,
+        StreamingOptions(
+            prefetch_depth=plan.prefetch_depth if plan else prefetch_depth,
+            policies=plan.policies if plan else (),
+            spill=spill,
+            memory=memory,
+            recorder=recorder,
+            replica=replica,
+        ),
+    )
+
+
+def plan_memory(
+    workload: Workload, layers: Sequence[Layer], rules: StreamingRules, *, prefetch_depth: int
+) -> StepPlan | None:
+    """How a training step goes about its memory; None where nothing is trained.
+
+    Raises:
+        PlanError: it does not fit the budget.
+    """
+    model = workload.train
+    if model is None:
+        return None
+    fixed: dict[str, int] = {}
+    if _counts_process(workload, rules):
+        parts = _parts(workload, layers)
+        fixed["process"] = process_bytes()
+        if any(c.functions.run_forward is not c.functions.forward_graph for c in model.layers):
+            fixed["compiler"] = COMPILER_BYTES
+        fixed["store"] = staging_bytes(
+            workload.weights, parts.shards, workload.optimizer, copies=parts.copies
+        )
+    plan = plan_step(
+        model_memory(model),
+        choice=rules.activations,
+        prefetch_depth=prefetch_depth,
+        num_microbatches=rules.num_microbatches,
+        budget_bytes=rules.device_memory_bytes,
+        fixed=fixed,
+        spills_elsewhere=rules.folder is not None or workload.device.type != "cpu",
+    )
+    if rules.device_memory_bytes is not None:
+        _log.info("memory of a step: %s", plan)
+    return plan
+
+
+def _counts_process(workload: Workload, rules: StreamingRules) -> bool:
+    return workload.device.type == "cpu" and rules.folder is not None
+
+
+def _parts(workload: Workload, layers: Sequence[Layer]) -> _Parts:
+    return _Parts(
+        shards=make_shards(layers, list(workload.weights), workload.trained),
+        copies=copies_wanted([workload.train, workload.evaluation], workload.weights),
+    )
+
+
+def _store(workload: Workload, parts: _Parts, rules: StreamingRules) -> WeightStore:
+    given = (workload.weights, parts.shards, workload.optimizer)
+    if rules.folder is None:
+        return RamStore(*given, copies=parts.copies, pin=workload.device.type == "cuda")
+    return DiskStore(*given, rules.folder, copies=parts.copies)
+
+
+def _shared_store(
+    workload: Workload, parts: _Parts, rules: StreamingRules, group: ComputeGroup
+) -> SharedStore:
+    """This process's part of the store, and the others' by way of it."""
+    sizes = {name: weight.numel() for name, weight in workload.weights.items()}
+    owners = assign_owners(parts.shards, sizes, group.size)
+    shards = tuple(shard for shard in parts.shards if owners[shard.index] == group.rank)
+    names = {name for shard in shards for name in shard.names}
+    own = _store(
+        replace(workload, weights={n: w for n, w in workload.weights.items() if n in names}),
+        _Parts(shards=shards, copies={n: d for n, d in parts.copies.items() if n in names}),
+        rules,
+    )
+    return SharedStore(own, parts.shards, workload.weights, owners, group)
+
+
+def _spill(
+    workload: Workload, plan: StepPlan | None, rules: StreamingRules, memory: DeviceMemory
+) -> Spill | None:
+    if plan is None or "spill" not in plan.policies:
+        return None
+    if rules.folder is None or workload.device.type != "cpu":
+        return HostSpill()
+    units = plan.policies.count("spill") * rules.num_microbatches
+    return DiskSpill(rules.folder, plan.spill_unit_bytes, units, memory)
