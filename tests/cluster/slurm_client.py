@@ -20,12 +20,21 @@ class Cluster:
     folder: Path
 
     @property
+    def home(self) -> Path:
+        """A home folder of its own: job numbers begin at 1 in each test cluster, and what a job of
+        an earlier one left in the user's must not be found."""
+        home = self.folder / "home"
+        home.mkdir(exist_ok=True)
+        return home
+
+    @property
     def environment(self) -> dict[str, str]:
         programs = Path(sys.executable).parent
         base = local_slurm.environment(self.folder)
         return base | {
             "PATH": f"{programs}{os.pathsep}{base['PATH']}",
             "OMP_NUM_THREADS": "1",
+            "HOME": str(self.home),
         }
 
     def run(

@@ -64,7 +64,7 @@ def test_the_documented_script_and_one_process_give_the_same(
     assert "Training Completed Successfully!" in output
     assert "Evaluation Completed Successfully!" in output
     assert "Traceback" not in output
-    assert not list((Path.home() / ".openwafer").glob(f"run-{job_id}-*")), "a secret was left"
+    assert not list((cluster.home / ".openwafer").glob(f"run-{job_id}-*")), "a secret was left"
     evaluation = json.loads((folder / "model/eval/metrics.jsonl").read_text().splitlines()[-1])
     assert evaluation["accuracy"] > 0.8
     alone = cluster.run(

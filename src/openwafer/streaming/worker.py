@@ -64,8 +64,11 @@ def run_worker(
         Exception: what the user's data code raises; the coordinator has been told.
     """
     secret = auth.run_secret(environment, settings.connect_timeout_seconds)
-    address = find_coordinator(address, environment, settings.connect_timeout_seconds)
-    connection = _connect(address, secret, environment.worker_rank, settings)
+
+    def find() -> str:
+        return find_coordinator(address, environment, settings.connect_timeout_seconds)
+
+    connection = _connect(find, secret, environment.worker_rank, settings)
     with OutlivedSignal() as signals:
         inbox = _Inbox(connection, address, settings, signals)
         streamer = _Streamer(connection, inbox, make_sequence, worker_shard(environment), settings)
@@ -101,12 +104,19 @@ class _UserError(Exception):
     """Carries an exception of the user's data code past the handling of our own."""
 
 
-def _connect(address: str, secret: bytes, rank: int, settings: StreamSettings) -> socket.socket:
-    """Connect and pass the handshake, trying again while the coordinator is not there."""
-    host, port = parse_address(address)
+def _connect(
+    find: Callable[[], str], secret: bytes, rank: int, settings: StreamSettings
+) -> socket.socket:
+    """Connect and pass the handshake, trying again while the coordinator is not there.
+
+    The address is looked up each time: what a run that was killed left under the same name is
+    replaced once this run's coordinator is up.
+    """
     deadline = time.monotonic() + settings.connect_timeout_seconds
     told = False
     while True:
+        address = find()
+        host, port = parse_address(address)
         try:
             connection = socket.create_connection((host, port), timeout=10)
             try:

@@ -15,11 +15,13 @@ from openwafer.runtime.activations import Policy
 from openwafer.zoo import build
 from openwafer.zoo.model import Batch, ModelConfig, ZooModel
 
-MODELS = ("gpt2/tiny", "unet/tiny", "t5/tiny")
+MODELS = {"gpt2/tiny": torch.float32, "unet/tiny": torch.float32, "t5/tiny": torch.float64}
 POLICIES: tuple[Policy, ...] = ("keep", "recompute", "spill")
 RATE = 3e-4
-TOLERANCE = 2e-6
-"""Relative: fp32, the same kernels in the same order but for the sums over microbatches."""
+TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-9}
+"""Relative. In fp32 a difference in the last bit grew to 4e-4 in a hundred steps of T5 that learned
+a few batches by heart; in float64 none was left, as none would be without rounding.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +29,17 @@ def setups() -> dict[str, tuple[Setup, list[Batch]]]:
     return {}
 
 
-def setup_of(setups: dict[str, tuple[Setup, list[Batch]]], name: str) -> tuple[Setup, list[Batch]]:
+def setup_of(
+    setups: dict[str, tuple[Setup, list[Batch]]], name: str, dtype: torch.dtype
+) -> tuple[Setup, list[Batch]]:
     """The model and eight batches of it."""
     if name not in setups:
         torch.manual_seed(1)
-        model: ZooModel[ModelConfig] = build(name)
-        batches = [model.example_batch(2) for _ in range(8)]
+        model: ZooModel[ModelConfig] = build(name).to(dtype)
+        batches = [
+            {key: v.to(dtype) if v.is_floating_point() else v for key, v in batch.items()}
+            for batch in (model.example_batch(2) for _ in range(8))
+        ]
         setups[name] = (Setup(model, batches[0]), batches)
     return setups[name]
 
@@ -58,8 +65,9 @@ def check(
     folder: Path,
     ways: list[tuple[bool, Policy]],
     accumulations: tuple[int, ...],
+    dtype: torch.dtype,
 ) -> None:
-    setup, batches = setup_of(setups, name)
+    setup, batches = setup_of(setups, name, dtype)
     for microbatches in accumulations:
         data = [batches[i % len(batches)] for i in range(num_steps * microbatches)]
         expected = plain_losses(setup, data, microbatches)
@@ -73,11 +81,12 @@ def check(
             results = run_steps(executor, data, microbatches=microbatches)
             executor.close()
             losses = [float(result.loss) for result in results]
-            assert losses == pytest.approx(expected, rel=TOLERANCE), (on_disk, policy)
+            assert losses == pytest.approx(expected, rel=TOLERANCE[dtype]), (on_disk, policy)
 
 
-def test_a_few_steps(setups: dict[str, tuple[Setup, list[Batch]]], tmp_path: Path) -> None:
-    check(setups, "unet/tiny", 2, tmp_path, [(True, "spill"), (False, "recompute")], (2,))
+def test_a_few_steps(tmp_path: Path) -> None:
+    ways: list[tuple[bool, Policy]] = [(True, "spill"), (False, "recompute")]
+    check({}, "unet/tiny", 2, tmp_path, ways, (2,), torch.float32)
 
 
 @pytest.mark.slow
@@ -91,4 +100,5 @@ def test_a_hundred_steps(
     setups: dict[str, tuple[Setup, list[Batch]]],
     tmp_path: Path,
 ) -> None:
-    check(setups, name, 100, tmp_path, [(False, policy), (True, policy)], (microbatches,))
+    ways: list[tuple[bool, Policy]] = [(False, policy), (True, policy)]
+    check(setups, name, 100, tmp_path, ways, (microbatches,), MODELS[name])

@@ -515,3 +515,25 @@ def test_a_slow_worker_is_told_by_its_busy_time(secret_file: Path) -> None:
         busy = coordinator.busy_seconds("train")
         assert coordinator.busy_seconds("eval") == {1: 0.0}
     assert 8 * nap_seconds <= busy[1] <= elapsed_seconds
+
+
+def test_an_address_that_a_killed_run_left_is_looked_up_again(tmp_path: Path) -> None:
+    """As under SLURM, where the coordinator writes its address beside the secret: the old one is
+    of nobody, and the worker goes on looking until the new one is there."""
+    secret_file = tmp_path / "secret"
+    secret = auth.create_secret(secret_file)
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        stale = f"127.0.0.1:{nobody.getsockname()[1]}"
+    meeting = secret_file.with_suffix(".address")
+    meeting.write_text(stale)
+    place = TaskEnvironment(rank=1, num_tasks=2, secret_file=secret_file)
+    worker = WorkerThread(1, "10.0.0.1:9000", 1, secret_file, digits)
+    worker.environment = place
+    with Coordinator(LOCAL, 1, secret, settings=FAST) as coordinator:
+        worker.start()
+        time.sleep(0.5)  # most likely it has tried the old one by now; it is right if not, too
+        meeting.write_text(coordinator.address)
+        assert len(list(coordinator.source("eval").epoch(0))) == 3
+    worker.join(60)
+    assert not worker.is_alive()
+    assert worker.error is None
