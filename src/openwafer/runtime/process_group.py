@@ -51,8 +51,11 @@ class ComputeGroup:
     of `subgroup`.
     """
 
-    def __init__(self, rank: int, size: int, device: torch.device) -> None:
+    def __init__(
+        self, rank: int, size: int, device: torch.device, meeting: Path | None = None
+    ) -> None:
         self.rank, self.size, self.device = rank, size, device
+        self._meeting = meeting
 
     @staticmethod
     def subgroup(ranks: tuple[int, ...]) -> Any:
@@ -113,11 +116,12 @@ class ComputeGroup:
                 hint="its own messages, above, say why; the newest checkpoint is whole",
             ) from error
 
-    @staticmethod
-    def close() -> None:
+    def close(self) -> None:
         """Leave the group. Safe to call twice; never waits for the others."""
         if dist.is_initialized():
             dist.destroy_process_group()
+        if self._meeting is not None:
+            self._meeting.unlink(missing_ok=True)
 
 
 def join_group(
@@ -169,9 +173,10 @@ def join_group(
             where=str(path),
             hint="start all tasks of a run together",
         ) from error
-    if rank == 0 and not environment.secret_is_given:
-        path.unlink(missing_ok=True)
-    return ComputeGroup(rank, size, device)
+    # Every subgroup meets in the same file, so it stays as long as the group. A launcher deletes it
+    # with its own folder.
+    is_ours = rank == 0 and not environment.secret_is_given
+    return ComputeGroup(rank, size, device, path if is_ours else None)
 
 
 def _own_device(device: torch.device, local_rank: int) -> torch.device:

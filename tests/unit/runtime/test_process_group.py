@@ -96,3 +96,21 @@ def test_tasks_of_several_nodes_meet_at_a_port(tmp_path: Path, monkeypatch) -> N
     results = Processes(tmp_path, 3, exchange).results()
     assert [total for total, _, _ in results] == [6.0, 3.0, 6.0]
     assert (tmp_path / "secret.group").read_text().startswith("127.0.0.1:")
+
+
+def make_subgroups(group: ComputeGroup) -> float:
+    """One after the other, each once the other process has met in the one before."""
+    total = torch.ones(1)
+    for _ in range(3):
+        torch.distributed.all_reduce(total, group=group.subgroup((0, 1)))
+    return total.item()
+
+
+def test_subgroups_can_be_made_as_long_as_the_group_lives(tmp_path: Path, monkeypatch) -> None:
+    """Under SLURM nobody but task 0 removes the file where processes meet: not before the end."""
+    usual = group_processes.place
+    monkeypatch.setattr(
+        group_processes, "place", lambda *given: replace(usual(*given), secret_is_given=False)
+    )
+    assert Processes(tmp_path, 2, make_subgroups).results() == [8.0, 8.0]
+    assert not (tmp_path / "secret.group").exists()
