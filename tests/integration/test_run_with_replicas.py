@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_results import losses, weights
 
 LIMIT_SECONDS = 120
 VARIABLES = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
@@ -34,15 +35,6 @@ def train(model: str, model_dir: Path, *flags: str) -> str:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def losses(model_dir: Path) -> dict[int, float]:
-    lines = (model_dir / "train/metrics.jsonl").read_text().splitlines()
-    return {row["step"]: row["loss"] for row in map(json.loads, lines)}
-
-
-def weights(model_dir: Path, step: int) -> dict[str, torch.Tensor]:
-    return torch.load(model_dir / f"checkpoint_{step}.mdl", weights_only=True)["model"]
 
 
 CHANGES = {"gpt2/tiny": ["model.dropout_rate=0.1"], "unet/tiny": []}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_results import losses, weights
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fc_mnist"
 LIMIT_SECONDS = 120
@@ -45,15 +45,6 @@ def run(folder: Path, model_dir: str, *flags: str, mode: str = "train") -> str:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
-
-
-def losses(model_dir: Path) -> dict[int, float]:
-    lines = (model_dir / "train/metrics.jsonl").read_text().splitlines()
-    return {row["step"]: row["loss"] for row in map(json.loads, lines)}
-
-
-def weights(model_dir: Path, step: int) -> dict[str, torch.Tensor]:
-    return torch.load(model_dir / f"checkpoint_{step}.mdl", weights_only=True)["model"]
 
 
 def assert_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

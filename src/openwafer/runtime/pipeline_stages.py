@@ -14,13 +14,12 @@ Messages from rank 0, by `ComputeGroup.send_tree`:
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from openwafer.errors import LaunchError, PlanError
+from openwafer.errors import PlanError
 from openwafer.runtime.compiled import CompiledModel
 from openwafer.runtime.executor import Batch, Executor, ModelState, StepResult
 from openwafer.runtime.inspect import first_nonfinite
@@ -133,12 +132,7 @@ class PipelineStages(Executor):
         return whole
 
     def load_state(self, state: ModelState, *, weights_only: bool = False) -> None:
-        whole = {
-            "model": state.model,
-            "optimizer": {} if weights_only else state.optimizer,
-            "loss_scale": state.loss_scale,
-        }
-        self._group.tell_all({"do": "load", "state": whole, "weights_only": weights_only})
+        self._group.tell_to_load(state, weights_only=weights_only)
         self._process.load_state(state, weights_only=weights_only)
 
     def explain_nonfinite(self, microbatches: Sequence[Batch], *, step: int) -> str:
@@ -157,8 +151,7 @@ class PipelineStages(Executor):
         )
 
     def close(self) -> None:
-        with contextlib.suppress(LaunchError):  # one that is gone already
-            self._group.tell_all({"do": "stop"})
+        self._group.dismiss()
         self._group.close()
 
 

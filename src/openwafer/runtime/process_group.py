@@ -29,6 +29,7 @@ import torch.distributed as dist
 
 from openwafer.errors import LaunchError, PlanError
 from openwafer.files import write_text
+from openwafer.runtime.executor import ModelState
 from openwafer.streaming.address import format_address, parse_address
 from openwafer.streaming.tasks import TaskEnvironment, computing_mark
 from openwafer.streaming.tree import describe_batch, read_description
@@ -101,6 +102,21 @@ class ComputeGroup:
         assert self.rank == 0, "rank 0 drives"
         for rank in range(1, self.size):
             self.send_tree(dict(message), rank)
+
+    def tell_to_load(self, state: ModelState, *, weights_only: bool) -> None:
+        """From rank 0: every process takes over its part of a state. They get no optimizer state
+        that they would not use."""
+        whole = {
+            "model": state.model,
+            "optimizer": {} if weights_only else state.optimizer,
+            "loss_scale": state.loss_scale,
+        }
+        self.tell_all({"do": "load", "state": whole, "weights_only": weights_only})
+
+    def dismiss(self) -> None:
+        """From rank 0: the others stop, those that are still there."""
+        with contextlib.suppress(LaunchError):
+            self.tell_all({"do": "stop"})
 
     @contextlib.contextmanager
     def watching(self, peer: int | None = None) -> Any:

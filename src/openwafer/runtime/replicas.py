@@ -14,14 +14,13 @@ Messages from rank 0, by `ComputeGroup.send_tree`, to every process:
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from openwafer.errors import LaunchError, PlanError
+from openwafer.errors import PlanError
 from openwafer.runtime.executor import Batch, Executor, ModelState, StepResult
 from openwafer.runtime.inspect import first_nonfinite
 from openwafer.runtime.process_group import ComputeGroup
@@ -121,12 +120,7 @@ class ReplicatedStreaming(Executor):
         )
 
     def load_state(self, state: ModelState, *, weights_only: bool = False) -> None:
-        whole = {
-            "model": state.model,
-            "optimizer": {} if weights_only else state.optimizer,
-            "loss_scale": state.loss_scale,
-        }
-        self._group.tell_all({"do": "load", "state": whole, "weights_only": weights_only})
+        self._group.tell_to_load(state, weights_only=weights_only)
         self._executor.load_state(state, weights_only=weights_only)
 
     def explain_nonfinite(self, microbatches: Sequence[Batch], *, step: int) -> str:
@@ -149,8 +143,7 @@ class ReplicatedStreaming(Executor):
         return self._executor.counters()
 
     def close(self) -> None:
-        with contextlib.suppress(LaunchError):  # one that is gone already
-            self._group.tell_all({"do": "stop"})
+        self._group.dismiss()
         self._executor.close()
         self._group.close()
 

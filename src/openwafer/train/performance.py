@@ -17,6 +17,7 @@ from pathlib import Path
 
 from openwafer.errors import OpenWaferError
 from openwafer.files import write_text
+from openwafer.plan.plan import Plan
 
 __all__ = ["Meter", "Performance", "PlanFigures", "slow_workers", "write_performance"]
 
@@ -40,6 +41,18 @@ class PlanFigures:
     frequency_hz: float | None = None
     compile_seconds: float = 0.0
     programming_seconds: float = 0.0
+
+    @classmethod
+    def of(cls, plan: Plan, compile_seconds: float) -> PlanFigures:
+        """The figures of a plan, which was made or found in that time."""
+        return cls(
+            est_samples_per_sec=plan.predicted.samples_per_second,
+            fabric_cores=plan.fabric.fabric_pes,
+            fabric_utilization=plan.fabric.active_fraction,
+            delta_t=plan.predicted.delta_t_cycles,
+            frequency_hz=float(plan.predicted.clock_hz),
+            compile_seconds=compile_seconds,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

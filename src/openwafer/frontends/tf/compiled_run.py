@@ -203,7 +203,7 @@ class CompiledRuns:
         )
         executor = make_executor(compiled, None, {"model": module}, rules)
         executor.load_state(model_state(values, train_op, step=step))
-        return executor, _figures(compiled), lag
+        return executor, PlanFigures.of(compiled.plan, compiled.seconds), lag
 
     def _values(self, model: PreparedModel, checkpoint: str | None) -> dict[str, Array]:
         if checkpoint is None:
@@ -362,15 +362,3 @@ class CompiledRuns:
                 hint="train first, with the same model_dir",
             )
         return found
-
-
-def _figures(compiled: CompiledProgram) -> PlanFigures:
-    predicted, fabric = compiled.plan.predicted, compiled.plan.fabric
-    return PlanFigures(
-        est_samples_per_sec=predicted.samples_per_second,
-        fabric_cores=fabric.fabric_pes,
-        fabric_utilization=fabric.active_fraction,
-        delta_t=predicted.delta_t_cycles,
-        frequency_hz=float(predicted.clock_hz),
-        compile_seconds=compiled.seconds,
-    )

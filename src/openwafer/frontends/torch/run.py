@@ -47,7 +47,7 @@ from openwafer.frontends.torch.user_code import (
     make_sequence,
 )
 from openwafer.optim.state import from_torch_state_dict, to_torch_state_dict
-from openwafer.pipeline import CompiledProgram, validate_program
+from openwafer.pipeline import validate_program
 from openwafer.plan.plan import Plan, WeightStreamingSchedule
 from openwafer.plan.text import plan_text
 from openwafer.plan.validation import write_validation
@@ -345,7 +345,7 @@ def _executor(model: PreparedModel) -> tuple[Executor, PlanFigures, StepTimes | 
     if times is not None:
         rules = replace(rules, recorder=times.recorder)
     executor = make_executor(compiled, evaluation, model.base.modules(), rules, group)
-    return _splitting(executor, model), _figures(compiled), times
+    return _splitting(executor, model), PlanFigures.of(compiled.plan, compiled.seconds), times
 
 
 def _step_times(config: RunConfig, plan: Plan | None) -> StepTimes | None:
@@ -364,18 +364,6 @@ def _step_times(config: RunConfig, plan: Plan | None) -> StepTimes | None:
 
 def _splitting(executor: Executor, model: PreparedModel) -> Executor:
     return SplitBatches(executor, model.num_parts) if model.num_parts > 1 else executor
-
-
-def _figures(compiled: CompiledProgram) -> PlanFigures:
-    predicted, fabric = compiled.plan.predicted, compiled.plan.fabric
-    return PlanFigures(
-        est_samples_per_sec=predicted.samples_per_second,
-        fabric_cores=fabric.fabric_pes,
-        fabric_utilization=fabric.active_fraction,
-        delta_t=predicted.delta_t_cycles,
-        frequency_hz=float(predicted.clock_hz),
-        compile_seconds=compiled.seconds,
-    )
 
 
 def _codec(model: PreparedModel) -> OptimizerCodec:
