@@ -35,10 +35,10 @@ from openwafer.plan.layers import cut_layers
 from openwafer.runtime.compiled import CompiledLayer, compile_layers
 from openwafer.runtime.executor import Executor
 from openwafer.runtime.layer_pipelined import LayerPipelined
-from openwafer.runtime.pipeline_layout import lay_out
-from openwafer.runtime.pipeline_stages import PipelineStages, serve
 from openwafer.runtime.process_group import join_group
-from openwafer.runtime.split_backward import SplitBackward
+from openwafer.runtime.stages.executor import PipelineStages, serve
+from openwafer.runtime.stages.layout import lay_out
+from openwafer.runtime.stages.split_backward import SplitBackward
 from openwafer.runtime.workload import Workload
 from openwafer.streaming.tasks import TaskEnvironment
 

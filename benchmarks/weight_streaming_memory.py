@@ -24,8 +24,8 @@ from benchmarks.weight_streaming_case import CaseResult
 from benchmarks.weight_streaming_xl_side import make_ours
 from openwafer.frontends.torch.streaming_setup import StreamingRules
 from openwafer.frontends.torch.weights_in_files import WeightsInFiles
-from openwafer.runtime.activations import Policy
-from openwafer.runtime.host_memory import process_bytes
+from openwafer.runtime.memory.activations import Policy
+from openwafer.runtime.memory.host_memory import process_bytes
 from openwafer.zoo import build
 
 __all__ = ["run"]

@@ -25,7 +25,7 @@ from openwafer.frontends.torch.session import RunRules, make_executor
 from openwafer.frontends.torch.streaming_setup import StreamingRules
 from openwafer.machine.spec import load_machine
 from openwafer.pipeline import compile_program
-from openwafer.runtime.timeline import NO_RECORDER, Recorder
+from openwafer.runtime.timing.timeline import NO_RECORDER, Recorder
 
 __all__ = ["OURS", "PLAIN", "make_side"]
 

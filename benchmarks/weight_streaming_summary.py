@@ -15,8 +15,8 @@ from typing import Any
 from benchmarks.timed_child import TimedChild, serve_steps
 from benchmarks.weight_streaming_case import CaseResult
 from benchmarks.weight_streaming_side import make_side
-from openwafer.runtime.summary import RunSummary
-from openwafer.runtime.timeline import StepRecord, Timeline
+from openwafer.runtime.timing.summary import RunSummary
+from openwafer.runtime.timing.timeline import StepRecord, Timeline
 
 __all__ = ["run"]
 

@@ -36,7 +36,7 @@ KILLED = """
 import os, runpy, signal, sys
 import torch
 torch.set_num_threads(1)
-from openwafer.runtime.disk_store import DiskStore
+from openwafer.runtime.stores.disk_store import DiskStore
 
 at, updates, write, update = int(sys.argv.pop(1)), 0, os.pwritev, DiskStore.update
 

@@ -17,12 +17,12 @@ import torch
 from openwafer.errors import DataError
 from openwafer.graph.program import Program, Site, site_of, tensor_specs
 from openwafer.plan.layers import Layer
-from openwafer.runtime.forms import Forms
-from openwafer.runtime.inductor import LayerCompiler, chosen_compiler, compiled_functions
+from openwafer.runtime.forms.inductor import LayerCompiler, chosen_compiler, compiled_functions
+from openwafer.runtime.forms.replacements import Forms
+from openwafer.runtime.forms.tuning import measured_block
 from openwafer.runtime.lower import LayerFunctions, cut_joint_graph
 from openwafer.runtime.randomness import DrawKey
 from openwafer.runtime.trace import LayerTracer, TensorFact
-from openwafer.runtime.tuning import measured_block
 
 __all__ = [
     "CompiledLayer",

@@ -17,8 +17,8 @@ from openwafer.optim.state import load_optimizer_state, optimizer_state
 from openwafer.runtime.compiled import CompiledModel
 from openwafer.runtime.executor import Batch, Executor, ModelState, StepResult
 from openwafer.runtime.gradients import add_gradients, sum_over_layers
-from openwafer.runtime.host_memory import keep_freed_memory
 from openwafer.runtime.inspect import first_nonfinite, nonfinite_loss
+from openwafer.runtime.memory.host_memory import keep_freed_memory
 from openwafer.runtime.update import UpdateRule
 from openwafer.runtime.weight_copies import WeightCopies
 from openwafer.runtime.workload import Workload, mean_of, state_dict_of

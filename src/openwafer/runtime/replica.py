@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from openwafer.runtime.process_group import ComputeGroup
-from openwafer.runtime.shared_store import SharedStore
+from openwafer.runtime.stores.shared_store import SharedStore
 from openwafer.runtime.update import UpdateRule
 
 __all__ = ["GroupReplica", "Replica"]

@@ -24,7 +24,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from openwafer.errors import PlanError
 from openwafer.graph.program import Program, site_of
 from openwafer.plan.layers import Layer
-from openwafer.runtime.forms import Forms
+from openwafer.runtime.forms.replacements import Forms
 
 __all__ = ["JointGraph", "LayerTracer", "TensorFact"]
 

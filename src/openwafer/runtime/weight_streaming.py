@@ -17,19 +17,19 @@ from typing import Any
 import torch
 
 from openwafer.errors import PlanError
-from openwafer.runtime.activations import Activations, LiveTensors, Policy
 from openwafer.runtime.compiled import CompiledLayer, CompiledModel, Gradients, Values
-from openwafer.runtime.device_link import link_to
 from openwafer.runtime.executor import Batch, Executor, ModelState, StepResult
 from openwafer.runtime.gradients import add_gradients
 from openwafer.runtime.inspect import first_nonfinite, nonfinite_loss
-from openwafer.runtime.memory import DeviceMemory
+from openwafer.runtime.memory.account import DeviceMemory
+from openwafer.runtime.memory.activations import Activations, LiveTensors, Policy
+from openwafer.runtime.memory.spill import Spill
 from openwafer.runtime.replica import Replica
-from openwafer.runtime.spill import Spill
-from openwafer.runtime.store import Shard, WeightStore
-from openwafer.runtime.timeline import NO_RECORDER, Recorder
+from openwafer.runtime.stores.device_link import link_to
+from openwafer.runtime.stores.store import Shard, WeightStore
+from openwafer.runtime.stores.weight_traffic import WeightTraffic
+from openwafer.runtime.timing.timeline import NO_RECORDER, Recorder
 from openwafer.runtime.update import Decision, UpdateRule
-from openwafer.runtime.weight_traffic import WeightTraffic
 from openwafer.runtime.workload import Workload, mean_of, state_dict_of
 
 __all__ = ["StreamingOptions", "WeightStreaming"]

@@ -15,8 +15,8 @@ from pathlib import Path
 from openwafer.config.runconfig import RunConfig
 from openwafer.errors import CheckpointError, ConfigError
 from openwafer.runtime.executor import Executor
-from openwafer.runtime.step_times import StepTimes
-from openwafer.runtime.timeline import NO_RECORDER
+from openwafer.runtime.timing.step_times import StepTimes
+from openwafer.runtime.timing.timeline import NO_RECORDER
 from openwafer.streaming.source import BatchSource, Mode
 from openwafer.train.checkpoint import Checkpoint, OptimizerCodec, contents_of
 from openwafer.train.checkpoint_dir import CheckpointFolder, whole_checkpoints

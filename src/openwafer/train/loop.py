@@ -25,7 +25,7 @@ import torch
 from openwafer.config.runconfig import RunConfig
 from openwafer.errors import DataError, NumericsError, StreamingError
 from openwafer.runtime.executor import Batch, Executor, StepResult
-from openwafer.runtime.timeline import NO_RECORDER, Recorder
+from openwafer.runtime.timing.timeline import NO_RECORDER, Recorder
 from openwafer.streaming.source import BatchSource
 from openwafer.train.evaluation import EvalResult, EvalTools, evaluate, open_epoch, samples_in
 from openwafer.train.performance import Meter, Performance

@@ -12,7 +12,7 @@ from torch import nn
 from openwafer.errors import PlanError
 from openwafer.frontends.torch import weights_in_files
 from openwafer.frontends.torch.weights_in_files import WeightsInFiles
-from openwafer.runtime.host_memory import process_bytes
+from openwafer.runtime.memory.host_memory import process_bytes
 from openwafer.zoo import build
 
 

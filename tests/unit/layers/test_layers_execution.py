@@ -35,7 +35,7 @@ from openwafer.plan.layers import cut_layers
 from openwafer.runtime.compiled import compile_layers
 from openwafer.runtime.executor import Executor
 from openwafer.runtime.layer_pipelined import LayerPipelined
-from openwafer.runtime.store import RamStore, copies_wanted, make_shards
+from openwafer.runtime.stores.store import RamStore, copies_wanted, make_shards
 from openwafer.runtime.weight_streaming import WeightStreaming
 from openwafer.runtime.workload import Workload
 

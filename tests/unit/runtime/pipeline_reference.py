@@ -18,10 +18,10 @@ from runtime_reference import (
 
 from openwafer.config.optimizer import OptimizerConfig
 from openwafer.runtime.executor import Executor, ModelState, StepResult
-from openwafer.runtime.pipeline_layout import lay_out
-from openwafer.runtime.pipeline_schedule import ScheduleName
-from openwafer.runtime.pipeline_stages import PipelineStages, serve
 from openwafer.runtime.process_group import ComputeGroup
+from openwafer.runtime.stages.executor import PipelineStages, serve
+from openwafer.runtime.stages.layout import lay_out
+from openwafer.runtime.stages.schedule import ScheduleName
 
 __all__ = ["CLIPPED", "SCHEDULES", "assert_like_one_process", "drive"]
 

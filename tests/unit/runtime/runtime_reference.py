@@ -21,15 +21,15 @@ from openwafer.frontends.torch.capture import capture_module, extract_loss, flat
 from openwafer.frontends.torch.plain import PlainExecutor
 from openwafer.graph.program import Program
 from openwafer.plan.layers import cut_layers
-from openwafer.runtime.activations import Policy
 from openwafer.runtime.compiled import CompiledModel, compile_layers
-from openwafer.runtime.disk_store import CHUNK_ELEMENTS, DiskStore
 from openwafer.runtime.executor import Executor, ModelState, StepResult
 from openwafer.runtime.layer_pipelined import LayerPipelined
-from openwafer.runtime.memory import DeviceMemory
+from openwafer.runtime.memory.account import DeviceMemory
+from openwafer.runtime.memory.activations import Policy
+from openwafer.runtime.memory.spill import DiskSpill, HostSpill, Spill
 from openwafer.runtime.randomness import DrawKey, KeyedDraws
-from openwafer.runtime.spill import DiskSpill, HostSpill, Spill
-from openwafer.runtime.store import RamStore, WeightStore, copies_wanted, make_shards
+from openwafer.runtime.stores.disk_store import CHUNK_ELEMENTS, DiskStore
+from openwafer.runtime.stores.store import RamStore, WeightStore, copies_wanted, make_shards
 from openwafer.runtime.weight_streaming import StreamingOptions, WeightStreaming
 from openwafer.runtime.workload import Workload
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openwafer.runtime.attention import AttentionShape, attend_in_blocks
+from openwafer.runtime.forms.attention import AttentionShape, attend_in_blocks
 
 SCALE = 0.3
 

@@ -15,13 +15,13 @@ from runtime_reference import Setup, batches_like, optimizer_config, run_steps
 from torch import nn
 
 import openwafer.runtime.compiled as compiled_module
-import openwafer.runtime.inductor as inductor
+import openwafer.runtime.forms.inductor as inductor
 from openwafer.errors import PlanError
 from openwafer.frontends.torch.capture import capture_module
 from openwafer.graph.program import Program
 from openwafer.plan.layers import cut_layers
 from openwafer.runtime.compiled import CompiledModel, compile_layers
-from openwafer.runtime.forms import Forms
+from openwafer.runtime.forms.replacements import Forms
 from openwafer.zoo import build
 
 BLOCK = 16
@@ -316,8 +316,8 @@ def test_losses_of_compiled_layers_equal_the_plain_loops(
 
 @pytest.mark.slow
 def test_the_form_of_an_attention_is_measured_once_and_kept(tmp_path, monkeypatch) -> None:
-    from openwafer.runtime import tuning
-    from openwafer.runtime.forms import AttentionUse
+    from openwafer.runtime.forms import tuning
+    from openwafer.runtime.forms.replacements import AttentionUse
 
     monkeypatch.setattr(tuning, "_file", lambda: tmp_path / "choices.json")
     use = AttentionUse((1, 2, 130, 130, 8), torch.float32, True, False, 0.0)

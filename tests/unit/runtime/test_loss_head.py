@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import openwafer.runtime.loss_head as loss_head
-from openwafer.runtime.loss_head import linear_cross_entropy
+import openwafer.runtime.forms.loss_head as loss_head
+from openwafer.runtime.forms.loss_head import linear_cross_entropy
 
 REDUCTIONS = ("none", "mean", "sum")
 

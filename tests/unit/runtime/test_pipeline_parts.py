@@ -15,14 +15,14 @@ from torch import nn
 from openwafer.errors import PlanError
 from openwafer.frontends.torch.capture import flatten_batch
 from openwafer.runtime.microbatches import split_batch
-from openwafer.runtime.pipeline_layout import choose_split
-from openwafer.runtime.pipeline_schedule import (
+from openwafer.runtime.stages.cuts import balance, cut_into_stages, joined_layers
+from openwafer.runtime.stages.layout import choose_split
+from openwafer.runtime.stages.schedule import (
     ScheduleName,
     schedule_tables,
     stages_per_process,
 )
-from openwafer.runtime.split_backward import split_backward
-from openwafer.runtime.stages import balance, cut_into_stages, joined_layers
+from openwafer.runtime.stages.split_backward import split_backward
 
 SCHEDULES: tuple[ScheduleName, ...] = ("gpipe", "1f1b", "interleaved", "zero_bubble")
 

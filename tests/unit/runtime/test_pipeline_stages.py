@@ -14,9 +14,9 @@ from runtime_reference import Setup, batches_like, optimizer_config, run_steps
 
 from openwafer.errors import PlanError
 from openwafer.runtime.executor import Executor
-from openwafer.runtime.pipeline_layout import lay_out
-from openwafer.runtime.pipeline_schedule import ScheduleName, stages_per_process
-from openwafer.runtime.stages import joined_layers
+from openwafer.runtime.stages.cuts import joined_layers
+from openwafer.runtime.stages.layout import lay_out
+from openwafer.runtime.stages.schedule import ScheduleName, stages_per_process
 from openwafer.zoo.catalog import family_of, load, model_config
 
 

@@ -13,11 +13,11 @@ from runtime_cases import model_of
 from runtime_reference import Setup, assert_states_equal, batches_like, optimizer_config, run_steps
 
 from openwafer.errors import PlanError
-from openwafer.runtime.activations import LiveTensors, Policy
-from openwafer.runtime.layer_memory import ModelMemory, model_memory
-from openwafer.runtime.memory import DeviceMemory
-from openwafer.runtime.spill import SPILL_BUFFERS, DiskSpill
-from openwafer.runtime.step_memory import plan_step, step_memory
+from openwafer.runtime.memory.account import DeviceMemory
+from openwafer.runtime.memory.activations import LiveTensors, Policy
+from openwafer.runtime.memory.layer_memory import ModelMemory, model_memory
+from openwafer.runtime.memory.spill import SPILL_BUFFERS, DiskSpill
+from openwafer.runtime.memory.step_memory import plan_step, step_memory
 
 POLICIES: tuple[Policy, ...] = ("keep", "recompute", "spill")
 

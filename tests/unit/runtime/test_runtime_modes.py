@@ -22,7 +22,7 @@ from openwafer.config.optimizer import OptimizerConfig
 from openwafer.errors import CheckpointError, PlanError
 from openwafer.frontends.torch.plain import PlainExecutor
 from openwafer.runtime.executor import Executor, ModelState
-from openwafer.runtime.memory import DeviceMemory
+from openwafer.runtime.memory.account import DeviceMemory
 from openwafer.runtime.weight_streaming import WeightStreaming
 
 MODES = ("plain", "pipelined", "ram", "disk")

@@ -11,7 +11,7 @@ from runtime_reference import optimizer_config
 
 from openwafer.errors import PlanError
 from openwafer.runtime.gradients import add_gradients, sum_over_layers
-from openwafer.runtime.memory import DeviceMemory
+from openwafer.runtime.memory.account import DeviceMemory
 from openwafer.runtime.randomness import DrawKey, KeyedDraws, draw_bernoulli, keyed_dropout
 from openwafer.runtime.update import UpdateRule
 

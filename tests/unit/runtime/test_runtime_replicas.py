@@ -31,8 +31,8 @@ from openwafer.frontends.torch.streaming_setup import StreamingRules, make_weigh
 from openwafer.runtime.executor import Executor, ModelState, StepResult
 from openwafer.runtime.process_group import ComputeGroup
 from openwafer.runtime.replicas import ReplicatedStreaming, refuse_changing_buffers, serve_replica
-from openwafer.runtime.shared_store import assign_owners
-from openwafer.runtime.store import Shard
+from openwafer.runtime.stores.shared_store import assign_owners
+from openwafer.runtime.stores.store import Shard
 
 STEPS, MICROBATCHES = 3, 4
 

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openwafer.errors import OpenWaferError
-from openwafer.runtime.breakdown import KINDS, break_down
-from openwafer.runtime.step_model import StepParts, predict_step_seconds
-from openwafer.runtime.step_times import StepTimes
-from openwafer.runtime.summary import RunSummary
-from openwafer.runtime.timeline import NO_RECORDER, Span, StepRecord, Timeline
-from openwafer.runtime.trace_file import TraceFile, trace_events
+from openwafer.runtime.timing.breakdown import KINDS, break_down
+from openwafer.runtime.timing.step_model import StepParts, predict_step_seconds
+from openwafer.runtime.timing.step_times import StepTimes
+from openwafer.runtime.timing.summary import RunSummary
+from openwafer.runtime.timing.timeline import NO_RECORDER, Span, StepRecord, Timeline
+from openwafer.runtime.timing.trace_file import TraceFile, trace_events
 
 MAIN = 1
 

@@ -20,8 +20,8 @@ from openwafer.optim.build import build_optimizer, set_learning_rate
 from openwafer.optim.state import optimizer_state
 from openwafer.plan.layers import Layer
 from openwafer.runtime.compiled import StreamedWeight
-from openwafer.runtime.disk_store import DiskStore
-from openwafer.runtime.store import RamStore, Shard, WeightStore, make_shards
+from openwafer.runtime.stores.disk_store import DiskStore
+from openwafer.runtime.stores.store import RamStore, Shard, WeightStore, make_shards
 
 SHAPES = {
     "embed.weight": (7, 6),
@@ -297,8 +297,8 @@ def test_a_killed_process_leaves_nothing_behind(tmp_path: Path) -> None:
     script = f"""
 import os, signal, torch
 from pathlib import Path
-from openwafer.runtime.disk_store import DiskStore
-from openwafer.runtime.store import Shard
+from openwafer.runtime.stores.disk_store import DiskStore
+from openwafer.runtime.stores.store import Shard
 store = DiskStore({{"w": torch.zeros(1000)}}, [Shard(index=0, names=("w",), trained=())], None,
                   Path({str(tmp_path)!r}))
 os.kill(os.getpid(), signal.SIGKILL)

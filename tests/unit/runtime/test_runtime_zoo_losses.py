@@ -11,7 +11,7 @@ import torch
 from runtime_reference import CPU, Setup, call_of, optimizer_config, run_steps
 
 from openwafer.frontends.torch.plain import PlainExecutor
-from openwafer.runtime.activations import Policy
+from openwafer.runtime.memory.activations import Policy
 from openwafer.zoo import build
 from openwafer.zoo.model import Batch, ModelConfig, ZooModel
 

@@ -13,8 +13,8 @@ from train_fakes import FakeExecutor, FakeSource, make_job
 
 from openwafer.config.runconfig import RunConfig
 from openwafer.errors import NumericsError
-from openwafer.runtime.step_times import StepTimes
-from openwafer.runtime.trace_file import TraceFile
+from openwafer.runtime.timing.step_times import StepTimes
+from openwafer.runtime.timing.trace_file import TraceFile
 from openwafer.train.job import run_job
 
 

@@ -34,8 +34,8 @@ from openwafer.optim.schedule import learning_rate_at
 from openwafer.pipeline import CompiledProgram, choose_mode, compile_program
 from openwafer.runtime.executor import Batch
 from openwafer.runtime.microbatches import split_batch
-from openwafer.runtime.pipeline_layout import choose_split
 from openwafer.runtime.process_group import ComputeGroup
+from openwafer.runtime.stages.layout import choose_split
 from openwafer.streaming.loader import BatchSequence
 from openwafer.streaming.shard import Shard
 from openwafer.train.evaluation import samples_in

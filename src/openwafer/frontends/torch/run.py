@@ -54,8 +54,8 @@ from openwafer.plan.validation import write_validation
 from openwafer.runtime.executor import Executor
 from openwafer.runtime.microbatches import SplitBatches
 from openwafer.runtime.process_group import join_group
-from openwafer.runtime.step_times import StepTimes
-from openwafer.runtime.trace_file import TraceFile
+from openwafer.runtime.timing.step_times import StepTimes
+from openwafer.runtime.timing.trace_file import TraceFile
 from openwafer.streaming import tasks
 from openwafer.streaming.coordinator import Coordinator
 from openwafer.streaming.loader import BatchSequence

@@ -28,17 +28,17 @@ from openwafer.plan.layers import cut_layers
 from openwafer.plan.plan import WeightStreamingSchedule
 from openwafer.runtime.compiled import CompiledModel, compile_layers
 from openwafer.runtime.executor import Executor
-from openwafer.runtime.inductor import LayerCompiler
+from openwafer.runtime.forms.inductor import LayerCompiler
 from openwafer.runtime.layer_pipelined import LayerPipelined
-from openwafer.runtime.pipeline_layout import PipelineLayout, lay_out, layer_cost
-from openwafer.runtime.pipeline_stages import PipelineStages, serve
 from openwafer.runtime.process_group import ComputeGroup
 from openwafer.runtime.replicas import (
     ReplicatedStreaming,
     refuse_changing_buffers,
     serve_replica,
 )
-from openwafer.runtime.timeline import NO_RECORDER, Recorder
+from openwafer.runtime.stages.executor import PipelineStages, serve
+from openwafer.runtime.stages.layout import PipelineLayout, lay_out, layer_cost
+from openwafer.runtime.timing.timeline import NO_RECORDER, Recorder
 from openwafer.runtime.weight_streaming import WeightStreaming
 from openwafer.runtime.workload import Workload
 

@@ -2,7 +2,7 @@
 
 Decides which store there is, what of the device's memory is taken before a step begins, and that
 the memory of a step is planned before anything large is made. Does not decide how a plan is made to
-fit (runtime/step_memory.py).
+fit (runtime/memory/step_memory.py).
 
 On a CPU, device memory is a part of host memory. With a store on disk the budget is the whole
 process's: its private writable memory, what RLIMIT_DATA limits. With a store in RAM the store is
@@ -17,21 +17,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from openwafer.plan.layers import Layer
-from openwafer.runtime.disk_store import DiskStore, staging_bytes
-from openwafer.runtime.host_memory import (
+from openwafer.runtime.memory.account import DeviceMemory
+from openwafer.runtime.memory.host_memory import (
     give_back_freed_memory,
     keep_freed_memory,
     process_bytes,
 )
-from openwafer.runtime.layer_memory import model_memory
-from openwafer.runtime.memory import DeviceMemory
+from openwafer.runtime.memory.layer_memory import model_memory
+from openwafer.runtime.memory.spill import DiskSpill, HostSpill, Spill
+from openwafer.runtime.memory.step_memory import ActivationChoice, StepPlan, plan_step
 from openwafer.runtime.process_group import ComputeGroup
 from openwafer.runtime.replica import GroupReplica, Replica
-from openwafer.runtime.shared_store import SharedStore, assign_owners
-from openwafer.runtime.spill import DiskSpill, HostSpill, Spill
-from openwafer.runtime.step_memory import ActivationChoice, StepPlan, plan_step
-from openwafer.runtime.store import Copies, RamStore, Shard, WeightStore, copies_wanted, make_shards
-from openwafer.runtime.timeline import NO_RECORDER, Recorder
+from openwafer.runtime.stores.disk_store import DiskStore, staging_bytes
+from openwafer.runtime.stores.shared_store import SharedStore, assign_owners
+from openwafer.runtime.stores.store import (
+    Copies,
+    RamStore,
+    Shard,
+    WeightStore,
+    copies_wanted,
+    make_shards,
+)
+from openwafer.runtime.timing.timeline import NO_RECORDER, Recorder
 from openwafer.runtime.weight_streaming import StreamingOptions, WeightStreaming
 from openwafer.runtime.workload import Workload
 

@@ -21,8 +21,8 @@ from torch import fx
 
 from openwafer.graph.program import Program
 from openwafer.plan.layers import Layer
-from openwafer.runtime.attention import AttentionShape, attend_in_blocks
-from openwafer.runtime.loss_head import linear_cross_entropy
+from openwafer.runtime.forms.attention import AttentionShape, attend_in_blocks
+from openwafer.runtime.forms.loss_head import linear_cross_entropy
 
 __all__ = ["AttentionUse", "ChooseBlock", "Forms", "Replacement"]
 

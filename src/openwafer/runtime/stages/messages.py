@@ -19,9 +19,9 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
-from openwafer.runtime.pipeline_schedule import Action
 from openwafer.runtime.process_group import ComputeGroup
-from openwafer.runtime.stages import Crossing, StagedModel
+from openwafer.runtime.stages.cuts import Crossing, StagedModel
+from openwafer.runtime.stages.schedule import Action
 
 __all__ = ["Mailbox", "Post"]
 

@@ -12,8 +12,8 @@ from statistics import median
 
 import torch
 
-from openwafer.runtime.direct_file import DirectFile, aligned, aligned_buffer, wait_for
-from openwafer.runtime.disk_record import WEIGHT, Entry, Record
+from openwafer.runtime.stores.direct_file import DirectFile, aligned, aligned_buffer, wait_for
+from openwafer.runtime.stores.disk_record import WEIGHT, Entry, Record
 
 __all__ = ["FetchBuffers", "idle_bytes"]
 

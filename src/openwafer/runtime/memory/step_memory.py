@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from openwafer.errors import PlanError
-from openwafer.runtime.activations import Policy
-from openwafer.runtime.layer_memory import ModelMemory
-from openwafer.runtime.spill import SPILL_BUFFERS
+from openwafer.runtime.memory.activations import Policy
+from openwafer.runtime.memory.layer_memory import ModelMemory
+from openwafer.runtime.memory.spill import SPILL_BUFFERS
 from openwafer.runtime.weight_streaming import RETURNS_AT_A_TIME
 
 __all__ = ["ActivationChoice", "StepMemory", "StepPlan", "plan_step", "step_memory"]

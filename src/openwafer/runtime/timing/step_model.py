@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from openwafer.runtime.timeline import Kind, Span, StepRecord
+from openwafer.runtime.timing.timeline import Kind, Span, StepRecord
 
 __all__ = ["PartsSum", "StepParts", "predict_step_seconds"]
 

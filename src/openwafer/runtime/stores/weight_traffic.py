@@ -19,11 +19,11 @@ from typing import Any, TypeVar
 import torch
 
 from openwafer.runtime.compiled import CompiledLayer
-from openwafer.runtime.device_link import DeviceLink
 from openwafer.runtime.host_threads import background_threads
-from openwafer.runtime.memory import DeviceMemory
-from openwafer.runtime.store import Fetched, Shard, WeightStore
-from openwafer.runtime.timeline import NO_RECORDER, Recorder
+from openwafer.runtime.memory.account import DeviceMemory
+from openwafer.runtime.stores.device_link import DeviceLink
+from openwafer.runtime.stores.store import Fetched, Shard, WeightStore
+from openwafer.runtime.timing.timeline import NO_RECORDER, Recorder
 from openwafer.runtime.update import Decision, UpdateRule
 
 __all__ = ["WeightTraffic"]

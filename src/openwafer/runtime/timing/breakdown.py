@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from openwafer.runtime.timeline import Kind, Span, StepRecord
+from openwafer.runtime.timing.timeline import Kind, Span, StepRecord
 
 __all__ = ["KINDS", "Breakdown", "BreakdownSum", "break_down"]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from openwafer.errors import OpenWaferError
 from openwafer.files import write_text
-from openwafer.runtime.timeline import Kind, Span, StepRecord
+from openwafer.runtime.timing.timeline import Kind, Span, StepRecord
 
 __all__ = ["TraceFile", "trace_events"]
 

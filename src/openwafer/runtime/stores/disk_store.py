@@ -23,8 +23,8 @@ from openwafer.errors import PlanError
 from openwafer.optim.build import build_optimizer, set_learning_rate
 from openwafer.optim.state import load_optimizer_state
 from openwafer.runtime.compiled import StreamedWeight
-from openwafer.runtime.direct_file import DirectFile, io_threads, wait_for
-from openwafer.runtime.disk_record import (
+from openwafer.runtime.stores.direct_file import DirectFile, io_threads, wait_for
+from openwafer.runtime.stores.disk_record import (
     GRADIENT,
     WEIGHT,
     Chunk,
@@ -34,15 +34,15 @@ from openwafer.runtime.disk_record import (
     copy_region,
     lay_out,
 )
-from openwafer.runtime.disk_staging import (
+from openwafer.runtime.stores.disk_staging import (
     NUM_STAGINGS,
     Staging,
     Stagings,
     Views,
     largest_chunk_bytes,
 )
-from openwafer.runtime.fetch_buffers import FetchBuffers, idle_bytes
-from openwafer.runtime.store import Copies, Fetched, Prepare, Shard, WeightStore
+from openwafer.runtime.stores.fetch_buffers import FetchBuffers, idle_bytes
+from openwafer.runtime.stores.store import Copies, Fetched, Prepare, Shard, WeightStore
 
 __all__ = ["CHUNK_ELEMENTS", "DiskStore", "staging_bytes"]
 

@@ -23,10 +23,10 @@ from openwafer.errors import PlanError
 from openwafer.runtime.compiled import CompiledModel
 from openwafer.runtime.executor import Batch, Executor, ModelState, StepResult
 from openwafer.runtime.inspect import first_nonfinite
-from openwafer.runtime.pipeline_layout import PipelineLayout
-from openwafer.runtime.pipeline_process import PipelineProcess
 from openwafer.runtime.process_group import ComputeGroup
-from openwafer.runtime.stages import StagedModel
+from openwafer.runtime.stages.cuts import StagedModel
+from openwafer.runtime.stages.layout import PipelineLayout
+from openwafer.runtime.stages.process import PipelineProcess
 from openwafer.runtime.workload import Workload, mean_of, state_dict_of
 
 __all__ = ["PipelineStages", "serve"]

@@ -16,14 +16,14 @@ from pathlib import Path
 
 import torch
 
-from openwafer.runtime.direct_file import (
+from openwafer.runtime.memory.account import DeviceMemory
+from openwafer.runtime.stores.direct_file import (
     DirectFile,
     aligned,
     aligned_buffer,
     io_threads,
     wait_for,
 )
-from openwafer.runtime.memory import DeviceMemory
 
 __all__ = ["SPILL_BUFFERS", "DiskSpill", "HostSpill", "Spill", "Tensors"]
 

@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from openwafer.files import write_text
-from openwafer.runtime.attention import AttentionShape, attend_in_blocks
-from openwafer.runtime.forms import AttentionUse
-from openwafer.runtime.inductor import compile_graph
+from openwafer.runtime.forms.attention import AttentionShape, attend_in_blocks
+from openwafer.runtime.forms.inductor import compile_graph
+from openwafer.runtime.forms.replacements import AttentionUse
 
 __all__ = ["measured_block"]
 

@@ -19,8 +19,8 @@ from openwafer.config.hyperparameters import OptimizerType
 from openwafer.config.optimizer import OptimizerConfig
 from openwafer.graph.program import TensorSpec
 from openwafer.optim.build import build_optimizer
-from openwafer.runtime.direct_file import aligned
-from openwafer.runtime.store import Copies, Shard
+from openwafer.runtime.stores.direct_file import aligned
+from openwafer.runtime.stores.store import Copies, Shard
 
 __all__ = [
     "GRADIENT",

@@ -15,8 +15,8 @@ from itertools import pairwise
 from openwafer.errors import PlanError
 from openwafer.plan.plan import LayerPlan
 from openwafer.runtime.compiled import CompiledLayer, CompiledModel
-from openwafer.runtime.pipeline_schedule import ScheduleName, schedule_tables, stages_per_process
-from openwafer.runtime.stages import StagedModel, balance, cut_into_stages, joined_layers
+from openwafer.runtime.stages.cuts import StagedModel, balance, cut_into_stages, joined_layers
+from openwafer.runtime.stages.schedule import ScheduleName, schedule_tables, stages_per_process
 
 __all__ = ["PipelineLayout", "choose_split", "lay_out", "layer_cost"]
 

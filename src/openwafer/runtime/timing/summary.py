@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from openwafer.runtime.breakdown import KINDS, Breakdown, BreakdownSum, break_down
-from openwafer.runtime.step_model import PartsSum, StepParts, predict_step_seconds
-from openwafer.runtime.timeline import StepRecord
+from openwafer.runtime.timing.breakdown import KINDS, Breakdown, BreakdownSum, break_down
+from openwafer.runtime.timing.step_model import PartsSum, StepParts, predict_step_seconds
+from openwafer.runtime.timing.timeline import StepRecord
 
 __all__ = ["RunSummary", "StepSummary"]
 

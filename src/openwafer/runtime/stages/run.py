@@ -15,11 +15,11 @@ import torch
 
 from openwafer.runtime.compiled import CompiledLayer, Gradients, Values
 from openwafer.runtime.gradients import add_gradients
-from openwafer.runtime.pipeline_schedule import Action
 from openwafer.runtime.randomness import DrawKey
-from openwafer.runtime.split_backward import SplitBackward, split_backward
-from openwafer.runtime.stage_messages import Mailbox, Post
-from openwafer.runtime.stages import Stage, StagedModel
+from openwafer.runtime.stages.cuts import Stage, StagedModel
+from openwafer.runtime.stages.messages import Mailbox, Post
+from openwafer.runtime.stages.schedule import Action
+from openwafer.runtime.stages.split_backward import SplitBackward, split_backward
 
 __all__ = ["StageRun"]
 

@@ -5,9 +5,9 @@ Decides how the two are opened, fed and closed together. Does not decide what is
 
 from __future__ import annotations
 
-from openwafer.runtime.summary import RunSummary, StepSummary
-from openwafer.runtime.timeline import Recorder, StepSink, Timeline
-from openwafer.runtime.trace_file import TraceFile
+from openwafer.runtime.timing.summary import RunSummary, StepSummary
+from openwafer.runtime.timing.timeline import Recorder, StepSink, Timeline
+from openwafer.runtime.timing.trace_file import TraceFile
 
 __all__ = ["StepTimes"]
 

@@ -16,8 +16,8 @@ import torch
 
 from openwafer.config.optimizer import OptimizerConfig
 from openwafer.optim.build import build_optimizer, has_weight_decay
-from openwafer.runtime.direct_file import DirectFile, aligned_buffer, wait_for
-from openwafer.runtime.disk_record import WEIGHT, Chunk, Record
+from openwafer.runtime.stores.direct_file import DirectFile, aligned_buffer, wait_for
+from openwafer.runtime.stores.disk_record import WEIGHT, Chunk, Record
 
 __all__ = ["NUM_STAGINGS", "Staging", "Stagings", "Views", "largest_chunk_bytes"]
 

@@ -19,12 +19,12 @@ from openwafer.optim.build import build_optimizer, set_learning_rate
 from openwafer.optim.state import load_optimizer_state, optimizer_state
 from openwafer.runtime.executor import ModelState
 from openwafer.runtime.gradients import sum_over_layers
-from openwafer.runtime.pipeline_layout import PipelineLayout
-from openwafer.runtime.pipeline_schedule import Action, schedule_tables
 from openwafer.runtime.process_group import ComputeGroup
-from openwafer.runtime.stage_messages import Mailbox
-from openwafer.runtime.stage_run import SplitParts, StageRun
-from openwafer.runtime.stages import StagedModel
+from openwafer.runtime.stages.cuts import StagedModel
+from openwafer.runtime.stages.layout import PipelineLayout
+from openwafer.runtime.stages.messages import Mailbox
+from openwafer.runtime.stages.run import SplitParts, StageRun
+from openwafer.runtime.stages.schedule import Action, schedule_tables
 from openwafer.runtime.update import UpdateRule
 from openwafer.runtime.weight_copies import WeightCopies
 from openwafer.runtime.workload import Workload

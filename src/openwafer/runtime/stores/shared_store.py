@@ -21,7 +21,7 @@ import torch.distributed as dist
 from openwafer.optim.clip import gradient_norms
 from openwafer.runtime.compiled import StreamedWeight
 from openwafer.runtime.process_group import ComputeGroup
-from openwafer.runtime.store import Fetched, Prepare, Shard, WeightStore
+from openwafer.runtime.stores.store import Fetched, Prepare, Shard, WeightStore
 
 __all__ = ["SharedStore", "assign_owners"]
 

@@ -14,9 +14,9 @@ from typing import Literal
 import torch
 
 from openwafer.runtime.compiled import CompiledLayer
-from openwafer.runtime.memory import DeviceMemory
+from openwafer.runtime.memory.account import DeviceMemory
+from openwafer.runtime.memory.spill import Spill, Tensors
 from openwafer.runtime.randomness import DrawKey
-from openwafer.runtime.spill import Spill, Tensors
 
 __all__ = ["Activations", "LiveTensors", "Policy"]
 

@@ -1,0 +1,1 @@
+"""Where weights and optimizer state live, and how they get to the device and back."""
