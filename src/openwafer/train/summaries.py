@@ -58,9 +58,16 @@ class _Events:
 
 class TrainRecorder:
     """Writes `<model_dir>/train`. Opening it removes what an earlier run logged after
-    `start_step`: those steps are done again."""
+    `start_step`: those steps are done again. `tags`: other names for TensorBoard."""
 
-    def __init__(self, model_dir: Path, *, start_step: int, save_losses: bool = True) -> None:
+    def __init__(
+        self,
+        model_dir: Path,
+        *,
+        start_step: int,
+        save_losses: bool = True,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
         folder = model_dir / "train"
         self._metrics = MetricsLog(folder / "metrics.jsonl")
         dropped = self._metrics.drop(lambda step: step > start_step)
@@ -69,6 +76,7 @@ class TrainRecorder:
         earlier_events = folder.is_dir() and any(folder.glob("events.out.tfevents.*"))
         self._events = _Events(folder, start_step + 1 if earlier_events else None)
         self._save_losses = save_losses
+        self._tags = tags or {}
 
     @property
     def writer(self) -> Any:
@@ -95,7 +103,7 @@ class TrainRecorder:
             **(metrics or {}),
         }
         shown = {"loss": loss, **values} if self._save_losses else values
-        self._events.scalars(step, shown)
+        self._events.scalars(step, {self._tags.get(name, name): v for name, v in shown.items()})
         self._metrics.append(step, {"loss": loss, **values})
 
     def close(self) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-from openwafer.errors import ConfigError, OpenWaferError
+from openwafer.errors import ConfigError
 from openwafer.files import replacing, write_text
 from openwafer.frontends.tf.estimator import CerebrasEstimator
 from openwafer.frontends.tf.library import tf
 from openwafer.frontends.tf.run_params import TFRunParams, load_run_params, make_run_config
+from openwafer.frontends.tf.warm_start import create_warm_start_settings
 from openwafer.streaming import tasks
+from openwafer.train.exit_codes import ending_with_exit_codes
 from openwafer.train.progress import configure_logging
 
 __all__ = ["run"]
@@ -39,6 +40,7 @@ def run(
     default_params_fn: ParamsFn | None = None,
     *,
     predict_input_fn: InputFn | None = None,
+    output_layer: str | None = None,
     argv: Sequence[str] | None = None,
 ) -> Any:
     """Validate, compile, train, evaluate or predict, as command line and parameter file say.
@@ -47,6 +49,8 @@ def run(
         model_fn: `model_fn(features, labels, mode, params)` gives a CSEstimatorSpec.
         train_input_fn, eval_input_fn, predict_input_fn: `fn(params)` gives a tf.data.Dataset.
         default_params_fn: completes or replaces the parameter dictionary.
+        output_layer: part of the names of the variables that --checkpoint_path is not to set where
+            training begins with it.
         argv: the command line; None takes that of the process.
 
     Returns:
@@ -57,19 +61,12 @@ def run(
     """
     folder = Path(inspect.stack()[1].filename).resolve().parent / "model_dir"
     configure_logging()
-    try:
+    with ending_with_exit_codes():
         settings, params = load_run_params(argv, folder)
         if default_params_fn is not None:
             params = default_params_fn(params) or params
         inputs = {"train": train_input_fn, "eval": eval_input_fn, "infer": predict_input_fn}
-        return _Run(settings, params, model_fn, inputs).do()
-    except OpenWaferError as error:
-        _log.error("%s", error)
-        _log.debug("raised here", exc_info=error)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _log.error("interrupted: the last checkpoint is the newest one in model_dir")
-        sys.exit(130)
+        return _Run(settings, params, model_fn, inputs, output_layer).do()
 
 
 class _Run:
@@ -81,6 +78,7 @@ class _Run:
         params: dict[str, Any],
         model_fn: Callable[..., Any],
         inputs: dict[str, InputFn | None],
+        output_layer: str | None,
     ) -> None:
         self._settings, self._params, self._inputs = settings, params, inputs
         begins_from = settings.checkpoint_path if settings.mode.startswith("train") else None
@@ -90,7 +88,9 @@ class _Run:
             compile_dir=settings.compile_dir,
             config=make_run_config(settings),
             params=params,
-            warm_start_from=None if begins_from is None else str(begins_from),
+            warm_start_from=create_warm_start_settings(
+                {"checkpoint_path": begins_from}, output_layer
+            ),
         )
 
     def do(self) -> Any:

@@ -13,31 +13,21 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from openwafer.config.flags import ExtraArgsParser, parse
 from openwafer.config.params import Params, load_params, resolve
-from openwafer.config.runconfig import RunConfig
-from openwafer.errors import CheckpointError, ConfigError, OpenWaferError
-from openwafer.frontends.torch.metric_functions import metric_functions
+from openwafer.errors import CheckpointError, ConfigError
+from openwafer.frontends.torch.execution import execute
 from openwafer.frontends.torch.metrics import forget_all_metrics
-from openwafer.frontends.torch.params_file import write_params
-from openwafer.frontends.torch.plain import PlainExecutor
 from openwafer.frontends.torch.preparation import (
     PreparedModel,
     compile_captured,
     compile_model,
-    grad_accum_steps,
 )
 from openwafer.frontends.torch.processes import must_be_started, start_tasks
-from openwafer.frontends.torch.recording import ModuleSummaries, SavedStream
-from openwafer.frontends.torch.session import (
-    check_memory,
-    make_executor,
-    serve_stages,
-)
+from openwafer.frontends.torch.session import check_memory, serve_stages
 from openwafer.frontends.torch.user_code import (
     DataFn,
     Functions,
@@ -46,27 +36,18 @@ from openwafer.frontends.torch.user_code import (
     calling_user_code,
     make_sequence,
 )
-from openwafer.optim.state import from_torch_state_dict, to_torch_state_dict
 from openwafer.pipeline import validate_program
-from openwafer.plan.plan import Plan, WeightStreamingSchedule
+from openwafer.plan.plan import Plan
 from openwafer.plan.text import plan_text
 from openwafer.plan.validation import write_validation
-from openwafer.runtime.executor import Executor
-from openwafer.runtime.microbatches import SplitBatches
 from openwafer.runtime.process_group import join_group
-from openwafer.runtime.timing.step_times import StepTimes
-from openwafer.runtime.timing.trace_file import TraceFile
 from openwafer.streaming import tasks
-from openwafer.streaming.coordinator import Coordinator
 from openwafer.streaming.loader import BatchSequence
-from openwafer.streaming.meeting import forget_meeting, open_coordinator
+from openwafer.streaming.meeting import open_coordinator
 from openwafer.streaming.signals import OutlivedSignal
-from openwafer.streaming.source import BatchSource
 from openwafer.streaming.worker import run_worker, worker_shard
-from openwafer.train.checkpoint import OptimizerCodec
-from openwafer.train.hooks import Hooks
-from openwafer.train.job import Job, JobResult, run_job
-from openwafer.train.performance import PlanFigures
+from openwafer.train.exit_codes import ending_with_exit_codes
+from openwafer.train.job import JobResult
 from openwafer.train.progress import configure_logging
 
 __all__ = ["plan_functions", "run", "run_functions"]
@@ -123,16 +104,8 @@ def run_functions(functions: Functions, read_params: Callable[[], Params]) -> Jo
     Returns, and raises: as `run`.
     """
     configure_logging()
-    try:
-        params = read_params()
-        result = _run_task(params, functions)
-    except OpenWaferError as error:
-        _log.error("%s", error)
-        _log.debug("raised here", exc_info=error)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _log.error("interrupted: the last checkpoint is the newest one in model_dir")
-        sys.exit(130)
+    with ending_with_exit_codes():
+        result = _run_task(read_params(), functions)
     if result is not None and result.exit_code:
         sys.exit(result.exit_code)
     return result
@@ -253,61 +226,11 @@ def _execute(params: Params, functions: Functions, environment: tasks.TaskEnviro
     config = params.runconfig
     streams = environment.role == "coordinator" and config.use_cs and config.cs_ip != "local"
     if not streams:
-        return _execute_with(PreparedModel(params, functions), None)
+        return execute(PreparedModel(params, functions), None)
     assert config.cs_ip is not None
     # Listens from the start, so that workers may connect while the model compiles.
     with open_coordinator(config.cs_ip, environment) as coordinator:
-        return _execute_with(PreparedModel(params, functions), coordinator)
-
-
-def _execute_with(model: PreparedModel, coordinator: Coordinator | None) -> JobResult:
-    params, config = model.params, model.params.runconfig
-    executor, figures, times = _executor(model)
-    write_params(params, config.mode)
-    sources: dict[str, BatchSource] = dict(model.sequences)
-    if coordinator is not None:
-        coordinator.wait_for_workers()
-        forget_meeting(tasks.current())
-        sources = {mode: coordinator.source(mode) for mode in model.modes}
-    try:
-        result = run_job(
-            Job(
-                executor=executor,
-                run=config,
-                codec=_codec(model),
-                learning_rate_at=model.rules().learning_rate_at,
-                train_source=sources.get("train"),
-                eval_source=sources.get("eval"),
-                predict_source=sources.get("predict"),
-                grad_accum_steps=grad_accum_steps(params),
-                plan_figures=figures,
-                device=model.device.type,
-                hooks=_hooks(model),
-                metrics=metric_functions(config.mode),
-                busy_seconds=coordinator.busy_seconds if coordinator is not None else None,
-                times=times,
-            )
-        )
-        if config.show_debug_metrics:
-            _show_counters(executor, figures, coordinator)
-        if config.trains:
-            # The user's own object ends up with the trained weights, as in the plain loop.
-            model.base.model.load_state_dict(executor.borrowed_state().model, strict=False)
-        return result
-    finally:
-        executor.close()
-
-
-def _show_counters(
-    executor: Executor, figures: PlanFigures, coordinator: Coordinator | None
-) -> None:
-    """One line per counter: of the compiler, the executor, and the wait for each worker."""
-    _log.info("Counter compile seconds: %.3f", figures.compile_seconds)
-    for name, count in executor.counters().items():
-        _log.info("Counter %s: %d", name, count)
-    waited = coordinator.waited_seconds if coordinator is not None else {}
-    for rank, seconds in waited.items():
-        _log.info("Counter seconds waited for worker %d: %.3f", rank, seconds)
+        return execute(PreparedModel(params, functions), coordinator)
 
 
 def _compute_with_others(model: PreparedModel, environment: tasks.TaskEnvironment) -> None:
@@ -320,73 +243,3 @@ def _compute_with_others(model: PreparedModel, environment: tasks.TaskEnvironmen
             serve_stages(compiled, evaluation, model.base.modules(), model.rules(group), group)
         finally:
             group.close()
-
-
-def _executor(model: PreparedModel) -> tuple[Executor, PlanFigures, StepTimes | None]:
-    rules, config = model.rules(), model.params.runconfig
-    if not config.use_cs:
-        executor = PlainExecutor(
-            model.base.model,
-            model.base,
-            list(model.base.modules().values()),
-            optimizer=rules.optimizer,
-            learning_rate_at=rules.learning_rate_at,
-            device=rules.device,
-            seed=rules.seed,
-            autocast_dtype=rules.autocast_dtype,
-            guard_loss=rules.guard_loss,
-        )
-        return _splitting(executor, model), PlanFigures(), _step_times(config, None)
-    environment = tasks.current()
-    group = join_group(environment, model.device) if environment.num_compute > 1 else None
-    compiled, evaluation = compile_model(model)
-    times = _step_times(config, compiled.plan)
-    rules = model.rules(group)
-    if times is not None:
-        rules = replace(rules, recorder=times.recorder)
-    executor = make_executor(compiled, evaluation, model.base.modules(), rules, group)
-    return _splitting(executor, model), PlanFigures.of(compiled.plan, compiled.seconds), times
-
-
-def _step_times(config: RunConfig, plan: Plan | None) -> StepTimes | None:
-    """What weight streaming records of its steps; None for any other run."""
-    streams = plan is not None and isinstance(plan.schedule, WeightStreamingSchedule)
-    if not streams or not config.trains:
-        if config.timeline is not None:
-            _log.warning("there is no timeline: it is for training in weight_streaming")
-        return None
-    path, steps = config.timeline, config.timeline_steps
-    return StepTimes(
-        on_disk=config.weight_store != "ram",
-        trace=TraceFile(path, max_steps=steps) if path is not None else None,
-    )
-
-
-def _splitting(executor: Executor, model: PreparedModel) -> Executor:
-    return SplitBatches(executor, model.num_parts) if model.num_parts > 1 else executor
-
-
-def _codec(model: PreparedModel) -> OptimizerCodec:
-    """The optimizer entry of checkpoints in torch's own format."""
-    names = [name for name, _ in model.base.trainable_named_parameters()]
-    config = model.params.optimizer
-
-    def to_torch(state: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        return to_torch_state_dict(config, names, state) if config and state else {}
-
-    def from_torch(state_dict: dict[str, Any]) -> dict[str, dict[str, Any]]:
-        if not config or not state_dict:
-            return {}
-        return from_torch_state_dict(config, names, state_dict)
-
-    return OptimizerCodec(to_torch=to_torch, from_torch=from_torch)
-
-
-def _hooks(model: PreparedModel) -> Hooks:
-    config = model.params.runconfig
-    if config.enable_summaries:
-        return ModuleSummaries(model.base.model, config.model_dir)
-    if config.save_stream_size:
-        folder = config.model_dir / model.modes[0]
-        return SavedStream(folder, config.save_stream_size, ordinal=tasks.get_ordinal())
-    return Hooks()

@@ -19,6 +19,7 @@ from pathlib import Path
 from openwafer.plan.layers import Layer
 from openwafer.runtime.memory.account import DeviceMemory
 from openwafer.runtime.memory.host_memory import (
+    KEPT_SHARE,
     give_back_freed_memory,
     keep_freed_memory,
     process_bytes,
@@ -93,7 +94,7 @@ def make_weight_streaming(
     """
     parts = _parts(workload, layers)
     if _counts_process(workload, rules) and rules.device_memory_bytes is not None:
-        give_back_freed_memory()
+        give_back_freed_memory(kept_bytes=int(KEPT_SHARE * rules.device_memory_bytes))
     elif workload.device.type == "cpu":
         keep_freed_memory()
     plan = plan_memory(workload, layers, rules, prefetch_depth=prefetch_depth)
@@ -151,6 +152,7 @@ def plan_memory(
         num_microbatches=rules.num_microbatches,
         budget_bytes=rules.device_memory_bytes,
         fixed=fixed,
+        kept_share=KEPT_SHARE if _counts_process(workload, rules) else 0.0,
         spills_elsewhere=rules.folder is not None or workload.device.type != "cpu",
     )
     if rules.device_memory_bytes is not None:
