@@ -255,6 +255,11 @@ def _add_ours(parser: argparse.ArgumentParser) -> None:
         help="how layers run: TorchInductor, as they are, or by size (auto)",
     )
     add("--weight_store", metavar="STORE", help="ram, or disk:DIR (ram)")
+    add(
+        "--checkpoint_shard_size",
+        metavar="SIZE",
+        help="split checkpoints into files of about this size, as 4GiB (one file each)",
+    )
     add("--device_memory", metavar="SIZE", help="what a streamed step may take, as 4GiB (no limit)")
     add(
         "--activations",

@@ -191,6 +191,8 @@ class RMSpropOptions:
     """Divide by the variance rather than the second moment."""
     eps: float = field(default=1e-6, metadata=_AT_LEAST_0)
     """Added to the denominator."""
+    as_tensorflow: bool = False
+    """TensorFlow's form: eps under the root, the rate in the momentum, first square 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -105,6 +105,8 @@ class RunConfig:
     """Weight streaming: what the backward pass finds kept of each layer; auto: what fits."""
     keep_checkpoint_max: int = field(default=5, metadata=limits(minimum=0))
     """Newest checkpoints to keep; 0 keeps all."""
+    checkpoint_shard_size: str | None = None
+    """Split checkpoints into files of about this size, as `4GiB`; null: one file each."""
     logging: LogLevel = field(default="INFO", metadata=limits(ignore_case=True))
     """Log level of the coordinator."""
     streamer_logging: LogLevel = field(default="ERROR", metadata=limits(ignore_case=True))
@@ -175,6 +177,11 @@ class RunConfig:
     @property
     def device_memory_bytes(self) -> int | None:
         return None if self.device_memory is None else parse_bytes(self.device_memory)
+
+    @property
+    def checkpoint_shard_bytes(self) -> int | None:
+        size = self.checkpoint_shard_size
+        return None if size is None else parse_bytes(size)
 
     @property
     def pipeline_replicas(self) -> int:
@@ -289,14 +296,19 @@ def build_runconfig(
             where=locate((*path, "weight_store")),
             allowed="ram or disk:DIR",
         )
-    try:
-        _ = config.device_memory_bytes
-    except ConfigError as error:
-        report.add(
-            f"`runconfig.device_memory`: {error.what}",
-            where=locate((*path, "device_memory")),
-            allowed=error.allowed,
-        )
+    sizes = {
+        "device_memory": config.device_memory,
+        "checkpoint_shard_size": config.checkpoint_shard_size,
+    }
+    for name, size in sizes.items():
+        try:
+            _ = size is None or parse_bytes(size)
+        except ConfigError as error:
+            report.add(
+                f"`runconfig.{name}`: {error.what}",
+                where=locate((*path, name)),
+                allowed=error.allowed,
+            )
     return config if len(report.mistakes) == before else None
 
 

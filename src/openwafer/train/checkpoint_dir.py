@@ -1,7 +1,7 @@
 """The checkpoints of one `model_dir`.
 
 Decides their names, which one a run goes on from, and which old ones are deleted. Does not decide
-what is in one (checkpoint.py) or how it is written (checkpoint_file.py).
+what is in one (checkpoint.py) or how it is written (checkpoint_shards.py).
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from typing import Any, NoReturn
 
 from openwafer.errors import CheckpointError
 from openwafer.train.checkpoint import started_from
-from openwafer.train.checkpoint_file import (
-    DamagedCheckpointError,
-    read_file,
-    verify_file,
-    write_file,
+from openwafer.train.checkpoint_file import DamagedCheckpointError
+from openwafer.train.checkpoint_shards import (
+    is_orphan,
+    read_checkpoint,
+    remove_checkpoint,
+    verify_checkpoint,
+    write_checkpoint,
 )
 
 __all__ = [
@@ -55,7 +57,7 @@ def whole_checkpoints(model_dir: Path) -> list[Path]:
     whole: list[Path] = []
     for _, path in list_checkpoints(model_dir):
         try:
-            verify_file(path)
+            verify_checkpoint(path)
         except DamagedCheckpointError as error:
             _pass_over(path, error)
         else:
@@ -72,7 +74,7 @@ def find_latest(model_dir: Path) -> Path | None:
     candidates = list_checkpoints(model_dir)[::-1]
     for _, path in candidates:
         try:
-            verify_file(path)
+            verify_checkpoint(path)
         except DamagedCheckpointError as error:
             _pass_over(path, error)
         else:
@@ -96,7 +98,7 @@ def newest_whole(
     num_whole = 0
     for _, path in candidates:
         try:
-            contents = read_file(path)
+            contents = read_checkpoint(path)
         except DamagedCheckpointError as error:
             _pass_over(path, error)
             continue
@@ -112,19 +114,21 @@ def newest_whole(
 class CheckpointFolder:
     """Writes checkpoints into `model_dir` and keeps the last `keep_max` of this run (0: all).
 
-    `protected` is never deleted: the file that the run was started from.
+    `protected` is never deleted: the file that the run was started from. `shard_bytes`: the size at
+    which a checkpoint is split over several files (None: never).
     """
 
     model_dir: Path
     keep_max: int = 5
     protected: Path | None = None
+    shard_bytes: int | None = None
 
     def remove_leftovers(self) -> None:
         """Delete half-written files of a process that was killed."""
         if not self.model_dir.is_dir():
             return
         for path in self.model_dir.iterdir():
-            if _LEFTOVER.fullmatch(path.name):
+            if _LEFTOVER.fullmatch(path.name) or is_orphan(path):
                 _log.info("removing the unfinished %s of an earlier run", path.name)
                 with suppress(OSError):
                     path.unlink()
@@ -136,7 +140,7 @@ class CheckpointFolder:
             CheckpointError: it could not be written; nothing was deleted.
         """
         path = checkpoint_path(self.model_dir, step)
-        write_file(path, contents)
+        write_checkpoint(path, contents, shard_bytes=self.shard_bytes)
         self._prune(step)
         return path
 
@@ -150,7 +154,7 @@ class CheckpointFolder:
             if self.protected is not None and _same(path, self.protected):
                 continue
             try:
-                path.unlink()
+                remove_checkpoint(path)
             except OSError as error:
                 _log.warning("%s could not be deleted: %s", path, error.strerror)
 

@@ -106,7 +106,10 @@ def _run_training(job: Job, reporter: Reporter, stop: StopRequest, stack: ExitSt
     run, source = job.run, _required(job.train_source, "train")
     eval_source = _required(job.eval_source, "eval") if run.mode == "train_and_eval" else None
     folder = CheckpointFolder(
-        run.model_dir, keep_max=run.keep_checkpoint_max, protected=run.checkpoint_path
+        run.model_dir,
+        keep_max=run.keep_checkpoint_max,
+        protected=run.checkpoint_path,
+        shard_bytes=run.checkpoint_shard_bytes,
     )
     folder.remove_leftovers()
     start = start_training(run, job.executor, job.codec, expected=job.model_shapes)

@@ -32,7 +32,7 @@ from openwafer.train.checkpoint import (
     require_fit,
 )
 from openwafer.train.checkpoint_dir import newest_whole
-from openwafer.train.checkpoint_file import read_file
+from openwafer.train.checkpoint_shards import read_checkpoint
 from openwafer.train.position import Progress
 from openwafer.train.random_state import restore_random_state
 
@@ -76,7 +76,7 @@ def start_training(
         return Start(progress=progress, path=path, resumed=True, started_from=key)
     if given is None:
         return Start()
-    contents = read_file(given)
+    contents = read_checkpoint(given)
     if run.is_pretrained_checkpoint:
         _load_matching(executor, contents, given, expected)
         return Start(path=given, started_from=key)
@@ -93,7 +93,7 @@ def start_evaluation(
         CheckpointError: the checkpoint is damaged or does not fit.
     """
     if run.checkpoint_path is not None:
-        path, contents = run.checkpoint_path, read_file(run.checkpoint_path)
+        path, contents = run.checkpoint_path, read_checkpoint(run.checkpoint_path)
     else:
         found = newest_whole(run.model_dir) if run.autoresume else None
         if found is None:

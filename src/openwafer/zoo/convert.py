@@ -24,7 +24,8 @@ from openwafer.errors import CheckpointError, ConfigError, OpenWaferError, neare
 from openwafer.files import write_text
 from openwafer.frontends.torch.weights_in_files import WeightsInFiles
 from openwafer.train.checkpoint import from_contents
-from openwafer.train.checkpoint_file import read_file, write_file
+from openwafer.train.checkpoint_file import write_file
+from openwafer.train.checkpoint_shards import read_checkpoint
 from openwafer.zoo.catalog import families, family_of, load, model_config, names
 from openwafer.zoo.family import Family
 from openwafer.zoo.hf_folder import HFFolder, write_hf_folder
@@ -152,7 +153,7 @@ def _to_theirs(
 ) -> ConversionResult:
     family, config = _described(source, model, Path(params) if params else None)
     weights = _weights_of(family)
-    state = from_contents(read_file(source), None, where=str(source)).state.model
+    state = from_contents(read_checkpoint(source), None, where=str(source)).state.model
     expected = _shapes(family, config)
     for name, tensor in expected.items():
         if name not in state:
