@@ -54,10 +54,13 @@ TF_STAMP  := $(TF_VENV)/.installed-tf
 $(TF_STAMP): pyproject.toml
 	test -x $(TF_VENV)/bin/python || $(TF_PYTHON) -m venv $(TF_VENV)
 	$(TF_VENV)/bin/python -m pip install --quiet "$(TORCH)" setuptools
-	$(TF_VENV)/bin/python -m pip install --quiet -e ".[tf,demo]" pytest pytest-timeout hypothesis
+	$(TF_VENV)/bin/python -m pip install --quiet -e ".[tf,demo,zoo]" pytest pytest-timeout hypothesis
 	@touch $@
 
 test-tf: $(TF_STAMP) ## the TensorFlow frontend, in .venv-tf
+	OMP_NUM_THREADS=1 $(TF_VENV)/bin/python -m pytest tests/tf -m "tf and not slow" -rs
+
+test-tf-all: $(TF_STAMP) ## with 50 steps for everything, and with workers
 	OMP_NUM_THREADS=1 $(TF_VENV)/bin/python -m pytest tests/tf -m tf -rs
 
 readme: $(STAMP) ## every command of the README and of the pages on the zoo and data
@@ -83,4 +86,4 @@ ci: lint types layers test test-zoo readme test-cluster ## what CI runs
 clean: ## remove .venv and build leftovers
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache
 
-.PHONY: help setup demo test test-all test-zoo test-cluster test-tf readme lint types layers format ci clean
+.PHONY: help setup demo test test-all test-zoo test-cluster test-tf test-tf-all readme lint types layers format ci clean

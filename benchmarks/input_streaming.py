@@ -1,16 +1,19 @@
 """How fast workers stream batches to a coordinator on one machine.
 
-    python -m benchmarks.input_streaming [--seconds 5] [--repeat 5]
-    python -m benchmarks.input_streaming --memory_minutes 10
+    python -m benchmarks.input_streaming [--seconds 5] [--repeat 5] [--cases bytes …]
+    python -m benchmarks.input_streaming --memory_minutes 10 [--cases bytes …]
 
-Two cases, each with two worker processes and a coordinator that discards what it gets:
-    bytes     batches of 16 MiB: bytes per second over the sockets (goal 2 GB/s)
-    samples   fc_mnist's samples (784 float32 and a label, batch 256) through the DataLoader of each
-              worker: samples per second (goal 50,000)
+Three cases, each with two worker processes and a coordinator that discards what it gets:
+    bytes         batches of 16 MiB: bytes per second (goal 2 GB/s)
+    connections   the same without shared memory, as between machines: through TCP over loopback
+    samples       fc_mnist's samples (784 float32 and a label, batch 256) through the DataLoader of
+                  each worker: samples per second (goal 50,000)
 
-Prints one JSON line per case: the median of the repetitions, the goal, and the machine. With
-`--memory_minutes`, both cases run for that long together instead, and the line says how much memory
-the coordinator and its workers held: in the second tenth of the time, in the last one, and at most.
+Prints one JSON line per case: the rate of each repetition, their median, the goal, the machine.
+With `--memory_minutes`, each case runs for that long, and the line says for each process how much
+memory it held in the second tenth of the time, in the last one, and at most, and the slope of a
+line through all looks (least squares, the first tenth left out), in bytes per minute. Pages of
+shared memory count for each process that has touched them.
 """
 
 from __future__ import annotations
@@ -33,12 +36,14 @@ from torch.utils.data import DataLoader, TensorDataset
 from openwafer.streaming import auth
 from openwafer.streaming.coordinator import Coordinator
 from openwafer.streaming.loader import BatchSequence
+from openwafer.streaming.settings import StreamSettings
 from openwafer.streaming.tasks import TaskEnvironment
 from openwafer.streaming.worker import run_worker, worker_shard
 
 NUM_WORKERS = 2
 BATCH_BYTES = 16 << 20
-GOALS = {"bytes": 2e9, "samples": 50_000.0}
+GOALS = {"bytes": 2e9, "connections": None, "samples": 50_000.0}
+LOOK_SECONDS = 0.5
 
 
 class SameBatch:
@@ -56,7 +61,7 @@ class SameBatch:
 
 
 def loader(case: str) -> Any:
-    if case == "bytes":
+    if case != "samples":
         return SameBatch()
     torch.manual_seed(0)
     images, labels = torch.rand(12_800, 784), torch.randint(10, (12_800,))
@@ -70,16 +75,21 @@ def stream(case: str, rank: int, address: str, secret_file: Path) -> None:
         rank=rank, num_tasks=NUM_WORKERS + 1, secret_file=secret_file, secret_is_given=True
     )
     shard = worker_shard(place)
-    shards = case == "bytes"
+    shards = case != "samples"
     run_worker(
         lambda mode: BatchSequence(loader(case), seed=1, shard=shard, already_sharded=shards),
         address,
         place,
+        settings=StreamSettings(shared_slots=0) if case == "connections" else StreamSettings(),
     )
 
 
-def measure(case: str, seconds: float, memory: list[int] | None = None) -> float:
-    """Bytes or samples per second. `memory` collects what all processes hold, twice a second."""
+Looks = list[tuple[float, list[int]]]
+"""Seconds since the first batch, and what each process holds, coordinator first."""
+
+
+def measure(case: str, seconds: float, looks: Looks | None = None) -> float:
+    """Bytes or samples per second. `looks` collects what the processes hold, twice a second."""
     with tempfile.TemporaryDirectory() as folder:
         secret_file = Path(folder) / "secret"
         secret = auth.create_secret(secret_file)
@@ -92,18 +102,14 @@ def measure(case: str, seconds: float, memory: list[int] | None = None) -> float
             for worker in workers:
                 worker.start()
             watched = [os.getpid(), *(worker.pid or 0 for worker in workers)]
-            rate = _rate(coordinator, case, seconds, watched, memory)
+            rate = _rate(coordinator, case, seconds, watched, looks)
         for worker in workers:
             worker.join(30)
     return rate
 
 
 def _rate(
-    coordinator: Coordinator,
-    case: str,
-    seconds: float,
-    watched: list[int],
-    memory: list[int] | None,
+    coordinator: Coordinator, case: str, seconds: float, watched: list[int], looks: Looks | None
 ) -> float:
     source = coordinator.source("train")
     amount, epoch, began, looked = 0, 0, 0.0, 0.0
@@ -113,9 +119,9 @@ def _rate(
             if not began:
                 began = now  # the first batch only starts the clock
                 continue
-            amount += BATCH_BYTES if case == "bytes" else batch[1].shape[0]
-            if memory is not None and now - looked >= 0.5:
-                memory.append(sum(map(_resident_bytes, watched)))
+            amount += batch[1].shape[0] if case == "samples" else BATCH_BYTES
+            if looks is not None and now - looked >= LOOK_SECONDS:
+                looks.append((now - began, [_resident_bytes(pid) for pid in watched]))
                 looked = now
             if now - began >= seconds:
                 return amount / (now - began)
@@ -127,51 +133,55 @@ def _resident_bytes(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def watch_memory(minutes: float) -> None:
-    """Each case for half of the time."""
-    for case in GOALS:
-        memory: list[int] = []
-        rate = measure(case, 30 * minutes, memory)
-        tenth = max(1, len(memory) // 10)
-        settled = memory[tenth:]
-        line = {
-            "case": f"memory, {case}",
-            "minutes": minutes / 2,
-            "per_second": round(rate),
-            "second_tenth_bytes": round(statistics.median(settled[:tenth])),
-            "last_tenth_bytes": round(statistics.median(settled[-tenth:])),
-            "most_bytes": max(memory),
-            "looks": len(memory),
+def memory_line(case: str, minutes: float) -> dict[str, Any]:
+    looks: Looks = []
+    rate = measure(case, 60 * minutes, looks)
+    tenth = max(1, len(looks) // 10)
+    settled = looks[tenth:]
+    line: dict[str, Any] = {"case": f"memory, {case}", "minutes": minutes}
+    line |= {"per_second": round(rate), "looks": len(looks)}
+    for index, name in enumerate(["coordinator", *(f"worker {n + 1}" for n in range(NUM_WORKERS))]):
+        held = [each[index] for _, each in settled]
+        slope = statistics.linear_regression([at / 60 for at, _ in settled], held).slope
+        line[name] = {
+            "second_tenth_bytes": round(statistics.median(held[:tenth])),
+            "last_tenth_bytes": round(statistics.median(held[-tenth:])),
+            "most_bytes": max(each[index] for _, each in looks),
+            "slope_bytes_per_minute": round(slope),
         }
-        print(json.dumps(line), flush=True)
+    return line
+
+
+def rate_line(case: str, rates: list[float]) -> dict[str, Any]:
+    return {
+        "case": case,
+        "per_second": round(statistics.median(rates)),
+        "all": [round(rate) for rate in sorted(rates)],
+        "goal": GOALS[case],
+        "workers": NUM_WORKERS,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--cases", nargs="+", choices=list(GOALS), default=list(GOALS))
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--memory_minutes", type=float, help="watch memory instead, for so long")
     arguments = parser.parse_args()
     if arguments.memory_minutes:
-        watch_memory(arguments.memory_minutes)
+        for case in arguments.cases:
+            print(json.dumps(memory_line(case, arguments.memory_minutes)), flush=True)
         return
-    found: dict[str, list[float]] = {case: [] for case in GOALS}
+    found: dict[str, list[float]] = {case: [] for case in arguments.cases}
     for _ in range(arguments.repeat):
         for case, rates in found.items():
             rates.append(measure(case, arguments.seconds))
     for case, rates in found.items():
-        line = {
-            "case": case,
-            "per_second": round(statistics.median(rates)),
-            "lowest": round(min(rates)),
-            "highest": round(max(rates)),
-            "goal": GOALS[case],
-            "workers": NUM_WORKERS,
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        }
-        print(json.dumps(line), flush=True)
+        print(json.dumps(rate_line(case, rates)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,17 @@
 """How close a pipeline of two processes comes to its schedule's ideal.
 
-    python -m benchmarks.pipeline_stages [--schedule 1f1b] [--steps 5] [--microbatches 16]
+    python -m benchmarks.pipeline_stages [--schedules 1f1b …] [--steps 8] [--microbatches 16]
 
-Two processes of one core each train a stack of equal transformer blocks cut in the middle. Ideal:
-the slowest stage's forward and backward pass of one microbatch, as measured in the same steps in
-each process, times (microbatches + stages - 1). The bar: a step takes at most 1.10 times that.
+Two processes of one core each train a stack of equal transformer blocks. Ideal of a step: what the
+forward and backward passes of one microbatch take in the process that takes longer (processor time
+as measured in that step, with adding the gradients to their sums), times
+(microbatches + (processes - 1) / v), where a process has v stages: two if interleaved, so that
+filling and draining the pipeline takes half as long, else one. The bar: 1.10 times that.
 
-Prints one JSON line: the median step, the ideal, their ratio, and the same work in one process.
+Prints one JSON line per schedule: the median step and its ratio to the ideal (the median of each
+step's own, since a core's speed drifts), all ratios, where the median step's time went in each
+process (in layers, waiting for messages, the rest: the update and what leads to it), and the same
+work in one process.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -38,6 +43,10 @@ from openwafer.runtime.layer_pipelined import LayerPipelined
 from openwafer.runtime.process_group import join_group
 from openwafer.runtime.stages.executor import PipelineStages, serve
 from openwafer.runtime.stages.layout import lay_out
+from openwafer.runtime.stages.messages import Mailbox
+from openwafer.runtime.stages.process import PipelineProcess
+from openwafer.runtime.stages.run import StageRun
+from openwafer.runtime.stages.schedule import ScheduleName, stages_per_process
 from openwafer.runtime.stages.split_backward import SplitBackward
 from openwafer.runtime.workload import Workload
 from openwafer.streaming.tasks import TaskEnvironment
@@ -103,34 +112,52 @@ def timed_steps(executor: Executor, microbatches: int, steps: int) -> list[float
 
 
 class Watch:
-    """Processor seconds of this process within layer functions."""
+    """Where the seconds of each step of this process go."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
+        self.steps: list[dict[str, float]] = []
+        for kind, names in (
+            (CompiledLayer, ("forward", "backward")),
+            (SplitBackward, ("inputs", "weights")),
+            (StageRun, ("_add",)),
+        ):
+            for name in names:
+                self._watch(kind, name, "layers", time.thread_time)
+        for name in ("take", "finish"):
+            self._watch(Mailbox, name, "waiting", time.perf_counter)
+        train = PipelineProcess.train
 
-    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def watched_step(*given: Any, **named: Any) -> Any:
+            self.steps.append({"layers": 0.0, "waiting": 0.0})
+            began = time.perf_counter()
+            result = train(*given, **named)
+            seconds = self.steps[-1]
+            seconds["rest"] = time.perf_counter() - began - sum(seconds.values())
+            return result
+
+        PipelineProcess.train = watched_step
+
+    def _watch(self, kind: type, name: str, part: str, clock: Callable[[], float]) -> None:
+        function = getattr(kind, name)
+
         def watched(*given: Any, **named: Any) -> Any:
-            began = time.thread_time()
+            began = clock()
             try:
                 return function(*given, **named)
             finally:
-                self.seconds += time.thread_time() - began
+                self.steps[-1][part] += clock() - began
 
-        return watched
+        setattr(kind, name, watched)
 
 
-def stage(answer: Connection, rank: int, folder: Path, options: argparse.Namespace) -> None:
+def stage(
+    answer: Connection, rank: int, folder: Path, schedule: ScheduleName, count: int, steps: int
+) -> None:
     """One process of the pipeline, on a core of its own."""
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[rank % len(cores)]})
     torch.set_num_threads(1)
     watch = Watch()
-    for kind, names in (
-        (CompiledLayer, ("forward", "backward")),
-        (SplitBackward, ("inputs", "weights")),
-    ):
-        for name in names:
-            setattr(kind, name, watch.around(getattr(kind, name)))
     place = TaskEnvironment(
         rank=rank,
         num_tasks=NUM_STAGES,
@@ -147,62 +174,81 @@ def stage(answer: Connection, rank: int, folder: Path, options: argparse.Namespa
         [1] * len(work.train.layers),
         num_stages=NUM_STAGES,
         num_replicas=1,
-        schedule=options.schedule,
+        schedule=schedule,
     )
     seconds: list[float] = []
     if rank:
         serve(work, layout, group)
     else:
         executor = PipelineStages(work, layout, group)
-        seconds = timed_steps(executor, options.microbatches, options.steps)
+        seconds = timed_steps(executor, count, steps)
         executor.close()
-    passes = (options.steps + 1) * options.microbatches
-    answer.send((seconds, watch.seconds / passes))
+    answer.send((seconds, watch.steps[1:]))
 
 
-def in_one_process(options: argparse.Namespace) -> float:
+def in_one_process(microbatches: int) -> float:
     """Seconds of a step with all layers in this process, on one core."""
     torch.set_num_threads(1)
     executor = LayerPipelined(workload())
-    return statistics.median(timed_steps(executor, options.microbatches, 2))
+    return statistics.median(timed_steps(executor, microbatches, 2))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--schedule", default="1f1b")
-    parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--microbatches", type=int, default=16)
-    options = parser.parse_args()
+def measure(schedule: ScheduleName, microbatches: int, num_steps: int) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
-    answers: list[tuple[list[float], float]] = []
     with tempfile.TemporaryDirectory() as folder:
         pipes = [context.Pipe(duplex=False) for _ in range(NUM_STAGES)]
         processes = [
-            context.Process(target=stage, args=(pipe[1], rank, Path(folder), options))
+            context.Process(
+                target=stage,
+                args=(pipe[1], rank, Path(folder), schedule, microbatches, num_steps),
+            )
             for rank, pipe in enumerate(pipes)
         ]
         for process in processes:
             process.start()
-        answers = [pipe[0].recv() for pipe in pipes]
+        answers: list[tuple[list[float], list[dict[str, float]]]] = [
+            pipe[0].recv() for pipe in pipes
+        ]
         for process in processes:
             process.join()
-    step = statistics.median(answers[0][0])
-    slowest = max(per_microbatch for _, per_microbatch in answers)
-    ideal = slowest * (options.microbatches + NUM_STAGES - 1)
-    alone = in_one_process(options)
-    line = {
-        "case": f"{options.schedule}, {NUM_STAGES} stages, {options.microbatches} microbatches",
-        "step_seconds": round(step, 4),
-        "ideal_seconds": round(ideal, 4),
-        "ratio": round(step / ideal, 3),
+    steps = answers[0][0]
+    spent = [parts for _, parts in answers]
+    fill = (NUM_STAGES - 1) / stages_per_process(schedule)
+    ratios: list[float] = []
+    for index, step in enumerate(steps):
+        slowest = max(parts[index]["layers"] for parts in spent) / microbatches
+        ratios.append(step / (slowest * (microbatches + fill)))
+    return {
+        "case": f"{schedule}, {NUM_STAGES} processes, {microbatches} microbatches",
+        "step_seconds": round(statistics.median(steps), 4),
+        "ratio": round(statistics.median(ratios), 3),
         "bar": BAR,
-        "one_process_seconds": round(alone, 4),
-        "stage_seconds": [round(seconds, 5) for _, seconds in answers],
+        "ratios": [round(ratio, 3) for ratio in sorted(ratios)],
+        "processes": [
+            {
+                part: round(statistics.median(step[part] for step in parts), 4)
+                for part in ("layers", "waiting", "rest")
+            }
+            for parts in spent
+        ],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--schedules", nargs="+", default=list(get_args(ScheduleName)))
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--microbatches", type=int, default=16)
+    options = parser.parse_args()
+    machine = {
+        "one_process_seconds": round(in_one_process(options.microbatches), 4),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    print(json.dumps(line), flush=True)
+    for schedule in options.schedules:
+        line = measure(schedule, options.microbatches, options.steps) | machine
+        print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

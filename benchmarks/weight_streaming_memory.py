@@ -32,8 +32,9 @@ __all__ = ["run"]
 
 DEPTHS = (12, 24, 48)
 SEQUENCE = 256
-BUDGET_BYTES = 16 << 30
-"""More than is needed: what is freed goes back at once, so that the peak is what is in use."""
+BUDGET_BYTES = 4 << 30
+"""More than is needed. With a budget, most of what is freed goes back at once, so that the peak is
+what is in use."""
 
 
 def run(case: str, *, repeat: int = 5) -> Iterator[CaseResult]:
@@ -89,7 +90,8 @@ def _train(policy: Policy, layers: int) -> float:
         rules = StreamingRules(
             weight_store=f"disk:{folder}", device_memory_bytes=BUDGET_BYTES, activations=policy
         )
-        executor = make_ours(model, "weight_streaming", rules, [batch])
+        # `auto` would compile the deeper models alone, so that their peaks could not be compared.
+        executor = make_ours(model, "weight_streaming", rules, [batch], layer_compiler="eager")
         watch = _Watch()
         watch.start()
         for step in range(2):

@@ -31,6 +31,7 @@ from openwafer.kernels.kernel import ExecutionMode
 from openwafer.machine.spec import load_machine
 from openwafer.pipeline import compile_program
 from openwafer.runtime.executor import Executor
+from openwafer.runtime.forms.inductor import LayerCompiler
 from openwafer.zoo import build
 from openwafer.zoo.model import ModelConfig, ZooModel
 
@@ -69,6 +70,8 @@ def make_ours(
     mode: ExecutionMode,
     streaming: StreamingRules,
     batches: Sequence[dict[str, torch.Tensor]],
+    *,
+    layer_compiler: LayerCompiler = "auto",
 ) -> Executor:
     """The executor for microbatches like these."""
     optimizer = OptimizerConfig(
@@ -94,7 +97,7 @@ def make_ours(
         seed=1,
         compute_dtype="bfloat16",
         streaming=streaming,
-        layer_compiler="eager",  # on both sides: a compiler would need memory of its own
+        layer_compiler=layer_compiler,
     )
     return make_executor(compiled, None, {"model": model}, rules)
 

@@ -108,22 +108,43 @@ def _add_prepare(commands: Any) -> None:
         help="what a document is (files)",
     )
     add("--eval_fraction", type=float, default=0.0, metavar="F", help="share held out (0)")
-    add("--output", choices=["shards", "csv", "hdf5"], default="shards", help="format (shards)")
-    add("--max_sequence_length", type=int, default=128, metavar="N", help="of csv and hdf5 (128)")
+    outputs = ["shards", "csv", "hdf5", "tfrecord"]
+    add("--output", choices=outputs, default="shards", help="format (shards)")
+    add("--data_processor", metavar="NAME", help="what will read the tfrecord files")
+    add("--max_sequence_length", type=int, default=128, metavar="N", help="of examples (128)")
+    add(
+        "--max_predictions_per_seq",
+        type=int,
+        default=20,
+        metavar="N",
+        help="masked tokens of a tfrecord example (20)",
+    )
     add("--num_workers", type=int, default=1, metavar="N", help="processes (1)")
     add("--seed", type=int, default=1, metavar="N", help="of what is held out (1)")
     text.set_defaults(run=_prepare_text)
+    records = kinds.add_parser(
+        "records",
+        help="the data of a model of the zoo to TFRecords",
+        description="Write a model's training and evaluation data as TFRecords.",
+    )
+    add = records.add_argument
+    add("name", metavar="MODEL", help="a name that `openwafer zoo` lists")
+    add("--out", required=True, metavar="DIR", help="where they go; then your --data_dir")
+    add("--data_processor", metavar="NAME", help="what will read them (the one that fits)")
+    add("--seed", type=int, default=1, metavar="N", help="of masks (1)")
+    add("--set", action="append", nargs="+", default=[], metavar="SECTION.KEY=VALUE")
+    records.set_defaults(run=_prepare_records)
 
 
 def _add_convert(commands: Any) -> None:
     convert = commands.add_parser(
         "convert",
-        help="between Hugging Face checkpoints and ours",
-        description="Convert a Hugging Face folder to a checkpoint (.mdl), or a checkpoint to a "
-        "Hugging Face folder.",
+        help="between Hugging Face or TensorFlow checkpoints and ours",
+        description="Convert a Hugging Face folder or TensorFlow's model.ckpt-N to a checkpoint "
+        "(.mdl), or a checkpoint to either.",
     )
-    convert.add_argument("source", metavar="FROM", help="a folder, or a file.mdl")
-    convert.add_argument("target", metavar="TO", help="a file.mdl, or a folder")
+    convert.add_argument("source", metavar="FROM", help="a folder, file.mdl, or model.ckpt-N")
+    convert.add_argument("target", metavar="TO", help="file.mdl, a folder, or model.ckpt-N")
     convert.add_argument("--model", metavar="NAME", help="the model's name in the zoo")
     convert.add_argument(
         "--params", metavar="FILE", help="its parameters (params_train.yaml beside the checkpoint)"
@@ -184,11 +205,28 @@ def _prepare_text(arguments: argparse.Namespace) -> int:
         documents=arguments.documents,
         eval_fraction=arguments.eval_fraction,
         output=arguments.output,
+        data_processor=arguments.data_processor,
         max_sequence_length=arguments.max_sequence_length,
+        max_predictions_per_seq=arguments.max_predictions_per_seq,
         num_workers=arguments.num_workers,
         seed=arguments.seed,
     )
     print(result)
+    return 0
+
+
+def _prepare_records(arguments: argparse.Namespace) -> int:
+    from openwafer.zoo.records import write_model_records
+
+    written = write_model_records(
+        arguments.name,
+        arguments.out,
+        overrides=[text for texts in arguments.set for text in texts],
+        processor=arguments.data_processor,
+        seed=arguments.seed,
+    )
+    counts = ", ".join(f"{split} {count:,}" for split, count in written.items())
+    print(f"records: {counts}: {arguments.out}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -105,6 +106,54 @@ def until(condition: Callable[[], object], seconds: float = LIMIT_SECONDS) -> No
 def children(pid: int) -> list[int]:
     found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [int(child) for child in found]
+
+
+def own_bytes(pid: int) -> int:
+    """Memory of a process that is no file's, or 0 once it has ended."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def most_of_a_peer(folder: Path, hidden_size: int) -> int:
+    """The most that a stage other than the first ever held, up to its first steps."""
+    params, name = folder / f"hidden-{hidden_size}.yaml", f"share-{hidden_size}"
+    text = (folder / "configs/params.yaml").read_text()
+    text = text.replace("hidden_size: 50", f"hidden_size: {hidden_size}")
+    text = text.replace("depth: 4", "depth: 9").replace("momentum: 0.9", "momentum: 0.0")
+    params.write_text(text.replace("log_steps: 5", "log_steps: 1"))
+    flags = ("--params", str(params), "--cs_ip", "local", "--num_stages", "4")
+    log, most = folder / f"{name}.txt", 0
+
+    def stepped() -> bool:
+        nonlocal most
+        most = max([most, *map(own_bytes, sorted(children(launched.pid))[1:])])
+        assert launched.poll() is None, log.read_text()
+        return "Step=2," in log.read_text()
+
+    with log.open("wb") as output:
+        launched = subprocess.Popen(
+            command(name, *flags), cwd=folder, stdout=output, stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+        )  # fmt: skip
+        try:
+            until(stepped)
+        finally:
+            launched.kill()  # its tasks end with it
+            launched.wait()
+    return most
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at the processes in /proc")
+def test_a_stage_holds_its_share(folder: Path) -> None:
+    """Eight equal layers in four stages: a process holds a quarter of the weights, and as much for
+    their gradients and for adding to these; never the whole model, not even while it is built."""
+    hidden_size = 2400
+    whole_bytes = 8 * 4 * hidden_size**2
+    held_bytes = most_of_a_peer(folder, hidden_size) - most_of_a_peer(folder, 50)
+    assert 0.4 * whole_bytes < held_bytes < 0.95 * whole_bytes
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -273,12 +275,15 @@ def test_a_killed_launcher_takes_its_tasks_along(
         time.sleep(0.05)
 
 
-def slow_data_script(folder: Path) -> Path:
-    """A run.py whose data take longer than its steps, so that the coordinator mostly waits."""
+def slow_data_script(folder: Path, nap: str = "0.02") -> Path:
+    """A run.py whose data take longer than its steps, so that the coordinator mostly waits.
+
+    nap: how many seconds a batch takes, in Python.
+    """
     script = folder / "run.py"
     script.write_text(
         f"""
-import sys, time
+import os, sys, time
 sys.path.insert(0, {str(RUN_PY.parent)!r})
 from data import eval_input_dataloader, train_input_dataloader
 from model import MNISTModel
@@ -288,7 +293,7 @@ from openwafer import run
 def slow_train_data(params):
     loader = train_input_dataloader(params)
     def collate(samples, combine=loader.collate_fn):
-        time.sleep(0.02)
+        time.sleep({nap})
         return combine(samples)
     loader.collate_fn = collate
     return loader
@@ -323,6 +328,31 @@ def test_a_signal_to_the_launcher_saves_a_checkpoint(
     last = read_metrics(run.model_dir)[-1]["step"]
     assert f"Training stopped by {number.name} at global step {last}" in stopped.output
     assert checkpoint_steps(run.model_dir) == [last]
+
+
+@pytest.mark.slow
+def test_a_slow_worker_is_named_in_the_summary(
+    tmp_path: Path, launch: Callable[..., Launched]
+) -> None:
+    """One of three workers takes much longer for each of its batches than the steps between take,
+    and the others take much less: both by more than a busy machine makes of it."""
+    changes = {
+        **EXAMPLE_200,
+        "runconfig.max_steps": 24,
+        "runconfig.checkpoint_steps": 24,
+        "model.hidden_size": 800,
+        "train_input.batch_size": 128,
+    }
+    params = write_params(tmp_path / "params.yaml", changes)
+    nap = "1.0 if os.environ['SLURM_PROCID'] == '2' else 0"
+    run = launch(4, params, "workers", script=slow_data_script(tmp_path, nap))
+    outcome = run.finish(200).succeeded()
+    (line,) = [line for line in outcome.output.splitlines() if "input-bound" in line]
+    verdict = re.search(r"input-bound: worker 2 at (\d+) % of the needed rate$", line)
+    assert verdict, line
+    assert 1 <= int(verdict[1]) < 90
+    performance = json.loads((outcome.model_dir / "performance/performance.json").read_text())
+    assert performance["input_bound_workers"] == verdict[0]
 
 
 @pytest.mark.slow

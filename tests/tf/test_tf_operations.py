@@ -12,7 +12,7 @@ tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed: make
 
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
-from tf_harness import check_alike  # noqa: E402
+from tf_harness import batch_of, check_alike, graph_of, imported  # noqa: E402
 
 from openwafer.frontends.tf.ops import LOWERINGS  # noqa: E402
 
@@ -42,6 +42,12 @@ SMOOTH = (
 )
 POSITIVE = "Inv Log Log1p Reciprocal Rsqrt Sqrt"
 INSIDE_ONE = "Acos Asin"
+
+
+def kinds_of(build: Callable[..., Any], /, **arrays: np.ndarray) -> list[str]:
+    """The operations that are imported."""
+    model, outputs = graph_of(build, arrays)
+    return [node.kind for node in imported(model, outputs, batch_of(arrays)).nodes]
 
 
 def _unary(kind: str) -> Callable[..., Any]:
@@ -421,8 +427,6 @@ def test_the_rest() -> None:
 
 
 def test_dropout_becomes_one_operation() -> None:
-    from tf_harness import batch_of, graph_of, imported
-
     for build in (
         lambda x: tf.nn.dropout(x, 0.3),
         lambda x: tf.keras.layers.Dropout(0.3)(x, training=True),
@@ -444,7 +448,40 @@ def test_layer_normalization_becomes_one_operation() -> None:
     SEEN.discard("LayerNorm")
     alike(lambda x: tf.keras.layers.LayerNormalization()(x), x=floats(3, 5))
     assert "LayerNorm" in SEEN
-    alike(lambda x: tf.keras.layers.LayerNormalization(epsilon=1e-6)(x), x=floats(2, 3, 5))
+    for epsilon in (1e-3, 1e-6):  # Keras has another spelling for a small one
+
+        def build(x: Any, epsilon: float = epsilon) -> Any:
+            return tf.keras.layers.LayerNormalization(epsilon=epsilon)(x)
+
+        alike(build, x=floats(2, 3, 5))
+        assert kinds_of(build, x=floats(2, 3, 5)) == ["LayerNorm"]
+
+
+def test_what_is_almost_a_layer_normalization_stays_in_parts() -> None:
+    def normalized(x: Any, axis: int) -> Any:
+        mean, variance = tf.nn.moments(x, [axis], keepdims=True)
+        gamma, beta = tf.constant([2.0] * 5), tf.constant([0.5] * 5)
+        return tf.nn.batch_normalization(x, mean, variance, beta, gamma, 1e-6)
+
+    x = floats(4, 5)
+    assert kinds_of(lambda x: normalized(x, 1), x=x) == ["LayerNorm"]
+    assert "LayerNorm" not in kinds_of(lambda x: normalized(x, 0), x=x)
+    of_another = kinds_of(
+        lambda x, y: tf.nn.batch_normalization(
+            x, *tf.nn.moments(y, [1], keepdims=True), 0.5, 2.0, 1e-6
+        ),
+        x=x,
+        y=floats(4, 5, seed=1),
+    )
+    assert "LayerNorm" not in of_another
+
+
+def test_a_dense_layer_of_more_dimensions_is_one_product_with_its_bias() -> None:
+    def build(x: Any) -> Any:
+        return tf.keras.layers.Dense(4, bias_initializer="ones")(x)
+
+    alike(build, x=floats(2, 3, 5))
+    assert kinds_of(build, x=floats(2, 3, 5)) == ["Reshape", "Dense"]
 
 
 NOT_COMPARED = {

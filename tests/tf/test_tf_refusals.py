@@ -21,7 +21,6 @@ from openwafer.errors import (  # noqa: E402
     UnsupportedOpError,
 )
 from openwafer.tf import (  # noqa: E402
-    AdamWOptimizer,
     CerebrasEstimator,
     CSEstimatorSpec,
     CSRunConfig,
@@ -205,11 +204,3 @@ def test_host_calls_of_another_form() -> None:
 def test_mistakes_in_the_optimizer_section(options: dict[str, Any], what: str) -> None:
     with pytest.raises(ConfigError, match=what):
         Trainer({"learning_rate": 0.1, **options})
-
-
-def test_adamw_with_both_corrections(tmp_path: Path) -> None:
-    def update(loss: Any, step: Any) -> Any:
-        optimizer = AdamWOptimizer(0.1, weight_decay_rate=0.1, use_bias_correction=True)
-        return optimizer.minimize(loss, step)
-
-    refused(update, tmp_path, "use_bias_correction")

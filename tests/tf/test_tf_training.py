@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,99 +12,9 @@ import pytest
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed: make test-tf")
 
 from tf_models import classifier_of_2021, images, sentences, sequence_model  # noqa: E402
+from training_harness import MODES, check_training, estimator, first_checkpoint  # noqa: E402
 
 from openwafer.tf import CerebrasEstimator, CSRunConfig  # noqa: E402
-
-MODES = {
-    "layer_pipelined": {"cs_ip": "local", "execution_mode": "layer_pipelined"},
-    "weight_streaming": {"cs_ip": "local", "execution_mode": "weight_streaming"},
-}
-STEPS = 50
-
-
-class Losses(tf.estimator.SessionRunHook):
-    """The loss of each step that TensorFlow itself makes."""
-
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def begin(self) -> None:
-        # The Estimator keeps the loss there.
-        self._loss = tf.compat.v1.get_collection(tf.compat.v1.GraphKeys.LOSSES)[-1]
-
-    def before_run(self, run_context: Any) -> Any:
-        return tf.estimator.SessionRunArgs(self._loss)
-
-    def after_run(self, run_context: Any, run_values: Any) -> None:
-        self.values.append(float(run_values.results))
-
-
-def estimator(model_fn: Any, folder: Path, **config: Any) -> Any:
-    run_config = CSRunConfig(
-        tf_random_seed=1, log_step_count_steps=1, save_checkpoints_steps=STEPS, **config
-    )
-    return CerebrasEstimator(
-        model_fn, model_dir=str(folder), config=run_config, params={"repeat": True}
-    )
-
-
-def first_checkpoint(model_fn: Any, data: Any, folder: Path) -> Path:
-    """A folder with TensorFlow's own `model.ckpt-1`, for all to go on from."""
-    estimator(model_fn, folder).train(lambda params: data(params), steps=1)
-    return folder
-
-
-def logged_losses(folder: Path) -> list[float]:
-    lines = (folder / "train" / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
-
-
-def check_training(model_fn: Any, data: Callable[..., Any], folder: Path) -> None:
-    start = first_checkpoint(model_fn, data, folder / "start")
-    plain = folder / "plain"
-    shutil.copytree(start, plain)
-    hook = Losses()
-    estimator(model_fn, plain).train(lambda params: data(params), hooks=[hook], max_steps=STEPS)
-    ends = {"plain": plain}
-    for mode, config in MODES.items():
-        ends[mode] = folder / mode
-        shutil.copytree(start, ends[mode])
-        estimator(model_fn, ends[mode], **config).train(
-            lambda params: data(params), max_steps=STEPS
-        )
-        np.testing.assert_allclose(logged_losses(ends[mode]), hook.values, rtol=1e-5, atol=1e-7)
-    check_checkpoints(ends)
-    check_evaluations(model_fn, data, ends)
-
-
-def check_checkpoints(ends: dict[str, Path]) -> None:
-    reader = tf.train.load_checkpoint(str(ends["plain"]))
-    names = sorted(reader.get_variable_to_shape_map())
-    for mode in MODES:
-        other = tf.train.load_checkpoint(str(ends[mode]))
-        assert sorted(other.get_variable_to_shape_map()) == names
-        for name in names:
-            mine, theirs = other.get_tensor(name), reader.get_tensor(name)
-            assert mine.dtype == theirs.dtype, name
-            # Averages of gradients near zero are sums of what cancels.
-            np.testing.assert_allclose(mine, theirs, rtol=2e-4, atol=2e-6, err_msg=name)
-
-
-def check_evaluations(model_fn: Any, data: Any, ends: dict[str, Path]) -> None:
-    """TensorFlow evaluates each checkpoint alike, and the compiled modes as TensorFlow does."""
-    found = {}
-    for mode, end in ends.items():
-        plain = estimator(model_fn, end)
-        found[mode] = plain.evaluate(lambda params: data({"repeat": False}))
-        if mode in MODES:
-            own = estimator(model_fn, end, **MODES[mode]).evaluate(
-                lambda params: data({"repeat": False}), use_cs=True
-            )
-            for key in found[mode]:
-                np.testing.assert_allclose(own[key], found[mode][key], rtol=1e-5, err_msg=key)
-    for mode in MODES:
-        for key, value in found["plain"].items():
-            np.testing.assert_allclose(found[mode][key], value, rtol=2e-5, err_msg=key)
 
 
 def test_a_model_as_users_of_2021_wrote_it(tmp_path: Path) -> None:
@@ -141,6 +49,7 @@ def test_a_model_as_users_of_2021_wrote_it(tmp_path: Path) -> None:
     ],
     ids=lambda options: options["optimizer_type"],
 )
+@pytest.mark.slow
 def test_a_model_of_sequences(tmp_path: Path, optimizer: dict[str, Any]) -> None:
     check_training(sequence_model(optimizer), sentences, tmp_path)
 

@@ -18,28 +18,41 @@ from openwafer.frontends.tf.cluster import CSSlurmClusterResolver, tf_config  # 
 SCRIPT = Path(__file__).with_name("tf_worker_script.py")
 
 
-def run(model_dir: Path, *, tasks: int) -> list[float]:
+def run(model_dir: Path, mode: str, *data: str, tasks: int) -> list[float]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    command = [sys.executable, str(SCRIPT), str(model_dir), address if tasks > 1 else "local"]
+    cs_ip = address if tasks > 1 else "local"
+    command = [sys.executable, str(SCRIPT), str(model_dir), cs_ip, mode, *data]
     if tasks > 1:
         launch = [sys.executable, "-m", "openwafer.cli", "launch", "--tasks", str(tasks), "--"]
         command = [*launch, *command]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=230)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     lines = (model_dir / "train" / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert len(losses) == 20
+    assert (model_dir / "model.ckpt-20.index").exists()
+    return losses
 
 
 @pytest.mark.slow
-def test_three_workers_give_the_losses_of_one_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["layer_pipelined", "weight_streaming"])
+def test_three_workers_give_the_losses_of_one_process(tmp_path: Path, mode: str) -> None:
     """Not sharded by the input function: the workers pass on every third batch each."""
-    alone = run(tmp_path / "alone", tasks=1)
-    assert len(alone) == 20
-    assert run(tmp_path / "four", tasks=4) == alone
-    assert (tmp_path / "four" / "model.ckpt-20.index").exists()
+    alone = run(tmp_path / "alone", mode, "all", tasks=1)
+    assert run(tmp_path / "four", mode, "all", tasks=4) == alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_data_that_the_input_function_shards(tmp_path: Path, num_workers: int) -> None:
+    """Each worker passes on all of its part, and the steps take turns with the workers."""
+    mode, parts = "layer_pipelined", ("parts", str(num_workers))
+    alone = run(tmp_path / "alone", mode, *parts, tasks=1)
+    sharded = run(tmp_path / "sharded", mode, "shard", tasks=1 + num_workers)
+    assert sharded == alone
 
 
 def test_tf_config_of_each_task(monkeypatch: pytest.MonkeyPatch) -> None:

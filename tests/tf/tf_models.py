@@ -13,13 +13,15 @@ from openwafer.tf import CSEstimatorSpec, Trainer
 TRAIN, EVAL = "train", "eval"
 
 
-def images(params: dict[str, Any]) -> Any:
+def images(params: dict[str, Any], *, batched: bool = True) -> Any:
     """96 pictures of four kinds in batches of 16; endless for training."""
     random = np.random.RandomState(3)
     labels = random.randint(0, 4, 96).astype(np.int32)
     pictures = random.randn(96, 8, 8, 3).astype(np.float32)
     pictures[np.arange(96), labels, labels] += 3.0
     dataset = tf.data.Dataset.from_tensor_slices(({"image": pictures}, labels))
+    if not batched:
+        return dataset
     dataset = dataset.repeat() if params.get("repeat", True) else dataset
     return dataset.batch(16, drop_remainder=True).prefetch(2)
 
@@ -95,5 +97,20 @@ def sequence_model(optimizer: dict[str, Any]) -> Callable[..., Any]:
             return CSEstimatorSpec(mode, loss=loss, eval_metric_ops={"accuracy": accuracy})
         train_op = Trainer(optimizer).build_train_ops(loss)
         return CSEstimatorSpec(mode, loss=loss, train_op=train_op)
+
+    return model_fn
+
+
+def linear_model(update: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    """One dense layer on pictures, with the train_op `update(loss, global step)`."""
+
+    def model_fn(features: Any, labels: Any, mode: str) -> Any:
+        net = tf.keras.layers.Flatten()(features["image"])
+        logits = tf.keras.layers.Dense(4, name="dense")(net)
+        loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+        if mode != TRAIN:
+            return CSEstimatorSpec(mode, loss=loss)
+        step = tf.compat.v1.train.get_or_create_global_step()
+        return CSEstimatorSpec(mode, loss=loss, train_op=update(loss, step))
 
     return model_fn

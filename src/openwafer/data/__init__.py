@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from openwafer.data.dataloader import make_dataloader
     from openwafer.data.dataset import Batch, DataInfo, KeyedDataset
     from openwafer.data.params import Split
-    from openwafer.data.prepare import PrepareResult
     from openwafer.data.rate import InputRate, measure_rate
     from openwafer.data.registry import TASKS, build_dataset, input_dataloader, input_keys
-    from openwafer.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
+    from openwafer.data.tokenized_text import PrepareResult
+    from openwafer.data.tokenizer_files import load_tokenizer
+    from openwafer.data.tokenizers import ByteTokenizer, Tokenizer
 
 __all__ = [
     "TASKS",
@@ -45,13 +46,13 @@ _HOMES = {
     "DataInfo": ".dataset",
     "InputRate": ".rate",
     "KeyedDataset": ".dataset",
-    "PrepareResult": ".prepare",
+    "PrepareResult": ".tokenized_text",
     "Split": ".params",
     "Tokenizer": ".tokenizers",
     "build_dataset": ".registry",
     "input_dataloader": ".registry",
     "input_keys": ".registry",
-    "load_tokenizer": ".tokenizers",
+    "load_tokenizer": ".tokenizer_files",
     "make_dataloader": ".dataloader",
     "measure_rate": ".rate",
 }

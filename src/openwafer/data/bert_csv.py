@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from openwafer.data.csv_files import CsvRows, integers_of
 from openwafer.data.dataset import Batch, DataInfo, Item, KeyedDataset
-from openwafer.data.masked import (
+from openwafer.data.masked_dataset import (
     MaskedDataset,
     MaskedOptions,
     Sequences,

@@ -26,7 +26,14 @@ from openwafer.data.split_files import Examples, SplitFiles, read_examples
 from openwafer.data.tokenizers import Ids, Tokenizer, WordTokenizer, read_vocab
 from openwafer.errors import ConfigError, DataError, nearest
 
-__all__ = ["KEYS", "TokenClassification", "build", "read_conll"]
+__all__ = [
+    "KEYS",
+    "TokenClassification",
+    "build",
+    "label_names",
+    "read_conll",
+    "read_label_names",
+]
 
 KEYS: dict[str, Any] = {
     **ENCODER_KEYS,
@@ -93,7 +100,7 @@ def build(params: InputParams) -> KeyedDataset:
             origin="generated sentences with names",
             key=("names", 2),
         )
-    names = _label_names(params, read.training)
+    names = label_names(params, read.training)
     tokenizer = task_tokenizer(
         params, lambda: (" ".join(words) for words, _ in read.training), read.key
     )
@@ -165,7 +172,7 @@ def _closed(
     return ids_array, targets_array, counts_array
 
 
-def _label_names(params: InputParams, training: Sequence[Sentence]) -> list[str]:
+def label_names(params: InputParams, training: Sequence[Sentence]) -> list[str]:
     """Of `label_vocab_file` (JSON, label to number), or those of training, `O` first."""
     given = params.text("label_vocab_file")
     if given is None:
@@ -174,6 +181,15 @@ def _label_names(params: InputParams, training: Sequence[Sentence]) -> list[str]
     path = Path(given).expanduser()
     if not path.is_file():
         raise ConfigError(f"there is no {path}", where=params.where("label_vocab_file"))
+    return read_label_names(path)
+
+
+def read_label_names(path: Path) -> list[str]:
+    """Labels by number, of a JSON file of label to number.
+
+    Raises:
+        DataError: it is no such file.
+    """
     try:
         numbers: dict[str, int] = {k: int(v) for k, v in json.loads(path.read_text()).items()}
     except (ValueError, AttributeError, TypeError) as error:
@@ -229,7 +245,7 @@ def _documented(params: InputParams, paths: Sequence[Path]) -> KeyedDataset:
             allowed="vocab_file: one token a line; label_vocab_file: JSON, label to number",
         )
     tokenizer = WordTokenizer(read_vocab(Path(vocab_file)), do_lower=params.flag("do_lower"))
-    names = _label_names(params, ())
+    names = label_names(params, ())
     number = {name: index for index, name in enumerate(names)}
     length = params.integer("max_sequence_length", minimum=8)
     ids: list[tuple[Ids, int]] = []

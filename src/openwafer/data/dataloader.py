@@ -62,14 +62,18 @@ class EpochSampler(Sampler[BatchKey]):
 
     def __iter__(self) -> Iterator[BatchKey]:
         epoch, self._epoch = self._epoch, self._epoch + 1
-        return self._batches(self._epoch_seed(epoch))
+        return self.keys(epoch, torch.default_generator)
 
-    def _epoch_seed(self, epoch: int) -> int:
+    def keys(self, epoch: int, generator: torch.Generator) -> Iterator[BatchKey]:
+        """The epoch's batches; a seed that nothing says is drawn from `generator`."""
+        return self._batches(self._epoch_seed(epoch, generator))
+
+    def _epoch_seed(self, epoch: int, generator: torch.Generator) -> int:
         if self._same:
             return derive_seed(self._seed or 0, "evaluation")
         if self._seed is not None:
             return derive_seed(self._seed, epoch)
-        return int(torch.empty((), dtype=torch.int64).random_().item())
+        return int(torch.empty((), dtype=torch.int64).random_(generator=generator).item())
 
     def _batches(self, seed: int) -> Iterator[BatchKey]:
         size = self._batch_size

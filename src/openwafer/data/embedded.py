@@ -20,7 +20,7 @@ from pathlib import Path
 from openwafer.data.cache import cached_folder
 from openwafer.data.generated import summaries
 from openwafer.data.params import Split
-from openwafer.data.prepare import prepare
+from openwafer.data.tokenized_text import tokenize_text
 from openwafer.errors import DataError
 
 __all__ = [
@@ -133,7 +133,7 @@ def embedded_tokens(
         texts.mkdir()
         for number, file in enumerate(files):
             (texts / f"{number:05d}.txt").write_text(file.text, encoding="utf-8", newline="")
-        prepare([texts], folder, tokenizer=source, vocab_size=vocab_size, do_lower=do_lower)
+        tokenize_text([texts], folder, tokenizer=source, vocab_size=vocab_size, do_lower=do_lower)
 
     key = (5, split, tokenizer, vocab_size, do_lower, digest, _stamp(tokenizer))
     return cached_folder(name, key, make)

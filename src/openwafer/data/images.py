@@ -24,7 +24,16 @@ from openwafer.data.params import COMMON_KEYS, InputParams
 from openwafer.data.shapes import draw_shapes
 from openwafer.errors import DataError
 
-__all__ = ["KEYS", "FolderImages", "ShapeImages", "augmented", "build", "normalized"]
+__all__ = [
+    "KEYS",
+    "FolderImages",
+    "Segmentation",
+    "ShapeImages",
+    "augmented",
+    "build",
+    "image_shape",
+    "normalized",
+]
 
 KEYS: dict[str, Any] = {
     **COMMON_KEYS,
@@ -46,7 +55,7 @@ drawing would take longer than a small network's step."""
 _DRAW_AUGMENT = 131
 
 
-class _Segmentation(KeyedDataset):
+class Segmentation(KeyedDataset):
     """images [channels, height, width] float32, labels [height, width]."""
 
     def __init__(
@@ -91,7 +100,7 @@ def normalized(image: npt.NDArray[np.float32], method: str) -> npt.NDArray[np.fl
     return image
 
 
-class ShapeImages(_Segmentation):
+class ShapeImages(Segmentation):
     """Shapes that are a little brighter than their textured background."""
 
     def __init__(self, info: DataInfo, num_items: int, *, seed: int, **options: Any) -> None:
@@ -110,7 +119,7 @@ class ShapeImages(_Segmentation):
         return found
 
 
-class FolderImages(_Segmentation):
+class FolderImages(Segmentation):
     """Pairs of files of one name."""
 
     def __init__(
@@ -208,7 +217,7 @@ def _resized_mask(mask: npt.NDArray[np.int64], size: tuple[int, int]) -> npt.NDA
 def build(params: InputParams) -> KeyedDataset:
     """The dataset of a section; see the module's header. `image_shape` is [height, width,
     channels]."""
-    height, width, channels = _shape(params)
+    height, width, channels = image_shape(params)
     classes = params.integer("num_classes", minimum=2)
     options: dict[str, Any] = {
         "augment": params.flag("augment_data", default=False) and params.split == "train",
@@ -239,7 +248,12 @@ def build(params: InputParams) -> KeyedDataset:
     return dataset.defective() if params.flag("only_defective_images") else dataset
 
 
-def _shape(params: InputParams) -> tuple[int, int, int]:
+def image_shape(params: InputParams) -> tuple[int, int, int]:
+    """Height, width and channels.
+
+    Raises:
+        ConfigError: `image_shape` is something else.
+    """
     value = params.get("image_shape")
     sizes = cast("list[object]", value) if isinstance(value, (list, tuple)) else []
     found = [size for size in sizes if isinstance(size, int) and size > 0]

@@ -20,7 +20,8 @@ from openwafer.data.generated import number_pairs, reversal_pairs, translation_w
 from openwafer.data.params import COMMON_KEYS, InputParams
 from openwafer.data.ragged import Ragged
 from openwafer.data.spans import add_loss_weight, decoder_start
-from openwafer.data.tokenizers import Tokenizer, WordTokenizer, load_tokenizer
+from openwafer.data.tokenizer_files import load_tokenizer
+from openwafer.data.tokenizers import Tokenizer, WordTokenizer
 from openwafer.errors import ConfigError, DataError
 
 __all__ = ["KEYS", "TranslationPairs", "build"]

@@ -55,6 +55,7 @@ PROCESSORS: dict[str, str] = {
     "QuestionAnsweringDataProcessor": "question_answering",
     "BertSumCSVDataProcessor": "summarization",
     "BertSumTfRecordsProcessor": "summarization",
+    "UNetTfRecordsProcessor": "segmentation",
 }
 """Documented `data_processor` names of release 1.6 and the task each belongs to."""
 
@@ -98,8 +99,16 @@ def build_dataset(task: str, input_params: Mapping[str, Any], split: Split) -> K
         # One training and one evaluation set, and their like: no more are kept.
         while len(_built) >= 4:
             del _built[next(iter(_built))]
-        _built[key] = module.build(params)
+        _built[key] = _build(task, module, params)
     return _built[key]
+
+
+def _build(task: str, module: _TaskModule, params: InputParams) -> KeyedDataset:
+    """Of TFRecords where the section has such files, or as the task's module reads its data."""
+    # It knows the modules of several tasks, which are loaded when they are needed.
+    from openwafer.data.tfrecords import record_dataset
+
+    return record_dataset(task, params) or module.build(params)
 
 
 def _content(input_params: Mapping[str, Any]) -> dict[str, Any]:

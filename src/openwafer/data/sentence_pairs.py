@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from openwafer.data.keyed_random import keyed_uniforms
-from openwafer.data.masked import MaskedDataset, MaskedOptions, Sequences, text_info
+from openwafer.data.masked_dataset import MaskedDataset, MaskedOptions, Sequences, text_info
 from openwafer.data.token_shards import TokenShards
 from openwafer.data.tokenizers import Tokenizer
 from openwafer.errors import DataError

@@ -17,7 +17,8 @@ from openwafer.data.cache import cached_folder
 from openwafer.data.params import COMMON_KEYS, InputParams
 from openwafer.data.ragged import Ragged
 from openwafer.data.sentence_pairs import fit_lengths
-from openwafer.data.tokenizers import Ids, Tokenizer, load_tokenizer
+from openwafer.data.tokenizer_files import load_tokenizer
+from openwafer.data.tokenizers import Ids, Tokenizer
 
 __all__ = ["ENCODER_KEYS", "EncoderRows", "joined", "task_tokenizer"]
 

@@ -13,10 +13,11 @@ from typing import Any
 from openwafer.data.cache import cached_folder
 from openwafer.data.embedded import TEXTS, embedded_tokens
 from openwafer.data.params import InputParams
-from openwafer.data.prepare import prepare
 from openwafer.data.text_files import text_files
 from openwafer.data.token_shards import TokenShards
-from openwafer.data.tokenizers import Tokenizer, load_tokenizer
+from openwafer.data.tokenized_text import tokenize_text
+from openwafer.data.tokenizer_files import load_tokenizer
+from openwafer.data.tokenizers import Tokenizer
 from openwafer.errors import DataError, nearest
 
 __all__ = ["token_source"]
@@ -38,7 +39,7 @@ def token_source(
     are for text, since a folder of shards has its own.
 
     Raises:
-        ConfigError, DataError: see `prepare`.
+        ConfigError, DataError: see `tokenize_text`.
     """
     size = params.optional_integer("vocab_size", minimum=1) or vocab_size
     lower = params.flag("do_lower")
@@ -87,6 +88,6 @@ def _tokenized(params: InputParams, paths: list[Path], name: str, size: int, low
 
     def make(folder: Path) -> None:
         _log.info("tokenizing %d files with %s", len(files), name)
-        prepare(files, folder, tokenizer=name, vocab_size=size, do_lower=lower)
+        tokenize_text(files, folder, tokenizer=name, vocab_size=size, do_lower=lower)
 
     return cached_folder("text", (1, states, name, size, lower), make)

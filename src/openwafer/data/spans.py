@@ -22,10 +22,11 @@ from openwafer.data.dataset import Batch, DataInfo, Item, KeyedDataset
 from openwafer.data.generated import paired_tokens, pairs_tokenizer
 from openwafer.data.keyed_random import keyed_uniforms
 from openwafer.data.params import COMMON_KEYS, InputParams
-from openwafer.data.prepare import prepare
 from openwafer.data.sources import token_source
 from openwafer.data.token_shards import TokenShards
-from openwafer.data.tokenizers import Tokenizer, load_tokenizer
+from openwafer.data.tokenized_text import tokenize_text
+from openwafer.data.tokenizer_files import load_tokenizer
+from openwafer.data.tokenizers import Tokenizer
 from openwafer.errors import ConfigError, DataError, nearest
 
 __all__ = ["KEYS", "SpanCorruption", "build", "span_counts", "window_length"]
@@ -283,7 +284,9 @@ def _tokenized_words(params: InputParams, paths: list[Path]) -> tuple[TokenShard
     states = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
 
     def make(folder: Path) -> None:
-        prepare(files, folder, tokenizer=f"words:{vocabulary}", documents="lines", do_lower=lower)
+        tokenize_text(
+            files, folder, tokenizer=f"words:{vocabulary}", documents="lines", do_lower=lower
+        )
 
     folder = cached_folder("words", (1, states, vocabulary, lower), make)
     shards = TokenShards(folder)

@@ -19,7 +19,13 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from openwafer.data.tokenizers import Ids, Tokenizer, find_special_ids, joined_word_starts
+from openwafer.data.tokenizers import (
+    Ids,
+    Tokenizer,
+    WordTokenizer,
+    find_special_ids,
+    joined_word_starts,
+)
 from openwafer.errors import ConfigError, DataError
 
 __all__ = [
@@ -28,6 +34,7 @@ __all__ = [
     "from_tokenizer_json",
     "train_bpe",
     "train_wordpiece",
+    "vocabulary_words",
     "wordpiece_from_vocab",
 ]
 
@@ -292,3 +299,20 @@ def _reading(path: Path, read: Callable[[], Any]) -> Any:
         raise
     except Exception as error:  # the library raises plain Exception
         raise DataError(f"not a tokenizer file: {error}", where=str(cast(object, path))) from error
+
+
+def vocabulary_words(tokenizer: Tokenizer) -> list[str]:
+    """The tokens as words that a vocabulary file can list, by number.
+
+    Raises:
+        ConfigError: they are no words.
+    """
+    if isinstance(tokenizer, WordTokenizer):
+        return tokenizer.words()
+    if isinstance(tokenizer, SubwordTokenizer) and tokenizer.kind == "wordpiece":
+        return tokenizer.tokens()
+    raise ConfigError(
+        f"this layout of BERT holds words, not {tokenizer.kind} tokens",
+        where="tokenizer",
+        allowed="wordpiece, or a vocabulary file",
+    )

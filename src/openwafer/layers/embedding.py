@@ -15,7 +15,7 @@ from openwafer.errors import nearest
 from openwafer.layers.arguments import argument_error, check_positive
 from openwafer.layers.initializers import InitializerSpec, create_initializer
 
-__all__ = ["EmbeddingLayer"]
+__all__ = ["EmbeddingLayer", "sinusoids"]
 
 _POSITION_TYPES = ("learned", "fixed", "rotary")
 
@@ -97,7 +97,7 @@ class EmbeddingLayer(nn.Module):
                         table.weight[table.padding_idx].zero_()
             elif isinstance(table, torch.Tensor) and not table.is_meta:
                 num_positions, size = table.shape
-                table.copy_(_sinusoids(num_positions, size, *self._timescales))
+                table.copy_(sinusoids(num_positions, size, *self._timescales))
 
     def get_input_embeddings(self) -> nn.Module:
         """The token table, for tying the output layer to it."""
@@ -159,8 +159,8 @@ class EmbeddingLayer(nn.Module):
         return table(torch.arange(begin, end, device=device))
 
 
-def _sinusoids(
-    num_positions: int, size: int, min_timescale: float, max_timescale: float
+def sinusoids(
+    num_positions: int, size: int, min_timescale: float = 1.0, max_timescale: float = 1.0e4
 ) -> torch.Tensor:
     """Fixed positions [position, size]: sin and cos of position / timescale in turn, the timescales
     in geometric progression (arXiv:1706.03762, with both ends reached); an odd last column is 0."""

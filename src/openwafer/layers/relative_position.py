@@ -15,7 +15,7 @@ from torch import nn
 from openwafer.layers.arguments import argument_error, check_positive
 from openwafer.layers.initializers import InitializerSpec, create_initializer
 
-__all__ = ["RelativePositionEmbeddingLayer"]
+__all__ = ["RelativePositionEmbeddingLayer", "distance_buckets"]
 
 _MAX_DISTANCE = 128
 """Distances from here on share a bucket (T5)."""
@@ -77,30 +77,36 @@ class RelativePositionEmbeddingLayer(nn.Module):
         first = 0 if past_kv is None else key_length - seq_length
         queries = torch.arange(first, first + seq_length, device=device)
         keys = torch.arange(key_length, device=device)
-        buckets = self._buckets(keys[None, :] - queries[:, None])
+        buckets = distance_buckets(
+            keys[None, :] - queries[:, None],
+            self.num_relative_attention_buckets,
+            bidirectional=self.bidirectional_relative_attention,
+        )
         return self.relative_attention_bias(buckets).permute(2, 0, 1).unsqueeze(0)
 
-    def _buckets(self, key_minus_query: torch.Tensor) -> torch.Tensor:
-        """The bucket of each distance, int64 in [0, num_relative_attention_buckets).
 
-        One half of the buckets holds one distance each; the other half grows geometrically up to
-        _MAX_DISTANCE.
-        """
-        num_buckets = self.num_relative_attention_buckets
-        if self.bidirectional_relative_attention:
-            num_buckets //= 2
-            offset = (key_minus_query > 0).to(torch.int64) * num_buckets
-            distance = key_minus_query.abs()
-        else:
-            offset = None
-            distance = (-key_minus_query).clamp(min=0)
-        num_exact = num_buckets // 2
-        # float32 and this order of operations, as pretrained models were made with.
-        growth = torch.log(distance.clamp(min=num_exact).to(torch.float32) / num_exact)
-        share = growth / math.log(_MAX_DISTANCE / num_exact)
-        far = num_exact + (share * (num_buckets - num_exact)).to(torch.int64)
-        bucket = torch.where(distance < num_exact, distance, far.clamp(max=num_buckets - 1))
-        return bucket if offset is None else bucket + offset
+def distance_buckets(
+    key_minus_query: torch.Tensor, num_buckets: int, *, bidirectional: bool
+) -> torch.Tensor:
+    """The bucket of each distance, int64 in [0, num_buckets).
+
+    One half of the buckets holds one distance each; the other half grows geometrically up to
+    _MAX_DISTANCE. `bidirectional`: a half of all is for keys after the query.
+    """
+    if bidirectional:
+        num_buckets //= 2
+        offset = (key_minus_query > 0).to(torch.int64) * num_buckets
+        distance = key_minus_query.abs()
+    else:
+        offset = None
+        distance = (-key_minus_query).clamp(min=0)
+    num_exact = num_buckets // 2
+    # float32 and this order of operations, as pretrained models were made with.
+    growth = torch.log(distance.clamp(min=num_exact).to(torch.float32) / num_exact)
+    share = growth / math.log(_MAX_DISTANCE / num_exact)
+    far = num_exact + (share * (num_buckets - num_exact)).to(torch.int64)
+    bucket = torch.where(distance < num_exact, distance, far.clamp(max=num_buckets - 1))
+    return bucket if offset is None else bucket + offset
 
 
 def _check_buckets(num_buckets: int, bidirectional: bool) -> None:

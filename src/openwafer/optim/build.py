@@ -44,6 +44,7 @@ from openwafer.config.optimizer import CommonOptions, OptimizerConfig
 from openwafer.errors import ConfigError
 from openwafer.optim.adafactor import Adafactor
 from openwafer.optim.lamb import Lamb
+from openwafer.optim.rmsprop import TensorFlowRMSprop
 from openwafer.optim.schedule import learning_rate_at
 
 __all__ = ["build_optimizer", "has_weight_decay", "set_learning_rate", "split_by_decay"]
@@ -199,7 +200,8 @@ def _radam(groups: Groups, options: RAdamOptions, rate: float) -> Optimizer:
 
 
 def _rmsprop(groups: Groups, options: RMSpropOptions, rate: float) -> Optimizer:
-    return optim.RMSprop(
+    make = TensorFlowRMSprop if options.as_tensorflow else optim.RMSprop
+    return make(
         groups,
         rate,
         options.alpha,

@@ -19,7 +19,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -103,15 +103,21 @@ class ComputeGroup:
         for rank in range(1, self.size):
             self.send_tree(dict(message), rank)
 
-    def tell_to_load(self, state: ModelState, *, weights_only: bool) -> None:
+    def tell_to_load(self, part_of: Callable[[int], ModelState], *, weights_only: bool) -> None:
         """From rank 0: every process takes over its part of a state. They get no optimizer state
-        that they would not use."""
-        whole = {
-            "model": state.model,
-            "optimizer": {} if weights_only else state.optimizer,
-            "loss_scale": state.loss_scale,
-        }
-        self.tell_all({"do": "load", "state": whole, "weights_only": weights_only})
+        that they would not use.
+
+        Args:
+            part_of: by rank, what concerns that process.
+        """
+        for rank in range(1, self.size):
+            state = part_of(rank)
+            part = {
+                "model": state.model,
+                "optimizer": {} if weights_only else state.optimizer,
+                "loss_scale": state.loss_scale,
+            }
+            self.send_tree({"do": "load", "state": part, "weights_only": weights_only}, rank)
 
     def dismiss(self) -> None:
         """From rank 0: the others stop, those that are still there."""

@@ -120,7 +120,7 @@ class ReplicatedStreaming(Executor):
         )
 
     def load_state(self, state: ModelState, *, weights_only: bool = False) -> None:
-        self._group.tell_to_load(state, weights_only=weights_only)
+        self._group.tell_to_load(lambda rank: state, weights_only=weights_only)
         self._executor.load_state(state, weights_only=weights_only)
 
     def explain_nonfinite(self, microbatches: Sequence[Batch], *, step: int) -> str:

@@ -9,7 +9,7 @@ accumulation. Does not decide what a layer computes, how weights and gradients t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -48,6 +48,7 @@ class StreamingOptions:
     memory: the account of device memory; raises where a step would need more than its budget.
     recorder: is told what happens when.
     replica: which part of a step this process has.
+    temporaries: around a layer's functions where nothing that they make stays for long.
     """
 
     prefetch_depth: int = 1
@@ -56,6 +57,7 @@ class StreamingOptions:
     memory: DeviceMemory = field(default_factory=DeviceMemory)
     recorder: Recorder = NO_RECORDER
     replica: Replica = field(default_factory=Replica)
+    temporaries: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @dataclass(slots=True)
@@ -180,7 +182,9 @@ class WeightStreaming(Executor):
                     inputs = [self._buffers[name] for name in layer.buffers]
                     inputs += [run.values[name] for name in layer.inputs]
                     spent = [run.values[n] for n in compiled.spent if n in run.values]
-                    with self._recorder.span("compute", layer.name, "forward"):
+                    stays = activations is not None and activations.stays(index)
+                    memory = nullcontext if stays else self._options.temporaries
+                    with memory(), self._recorder.span("compute", layer.name, "forward"):
                         saved = compiled.forward(key, weights, self._buffers, run.values)
                     if activations is not None:
                         activations.keep((index, microbatch), inputs, saved)
@@ -206,9 +210,9 @@ class WeightStreaming(Executor):
                 if index:
                     activations.ask(index - 1, len(runs))
                 self._traffic.wait_for_returns(at_most=RETURNS_AT_A_TIME)
-                layer_sums = self._layer_gradients(
-                    (index, compiled, weights), runs, activations, step
-                )
+                streamed = (index, compiled, weights)
+                with self._options.temporaries():
+                    layer_sums = self._layer_gradients(streamed, runs, activations, step)
                 for name, gradient in layer_sums.items():
                     if name in sums:
                         sums[name].add_(gradient)

@@ -35,6 +35,7 @@ from openwafer.streaming.tasks import SECRET_FILE_VARIABLE, TaskEnvironment
 __all__ = [
     "SECRET_BYTES",
     "RefusedError",
+    "StrangerError",
     "Verdict",
     "admit",
     "create_secret",
@@ -70,6 +71,10 @@ _VERDICT_TEXT = {
 
 class RefusedError(StreamingError):
     """A handshake that failed for good: trying again will not help."""
+
+
+class StrangerError(RefusedError):
+    """The two sides are not of one run; where the address may be an old one, of this run yet."""
 
 
 def create_secret(path: Path) -> bytes:
@@ -179,12 +184,12 @@ def introduce(connection: socket.socket, secret: bytes, rank: int, timeout_secon
     _send(connection, _INTRODUCTION.pack(_MAGIC, rank, nonce), deadline)
     magic, their_nonce, proof = _ANSWER.unpack(_receive(connection, _ANSWER.size, deadline))
     if magic != _MAGIC:
-        raise RefusedError(
+        raise StrangerError(
             "what answers at the address is not a coordinator of this version",
             hint="another port in --cs_ip",
         )
     if not hmac.compare_digest(proof, _proof(secret, b"coordinator", nonce, their_nonce, rank)):
-        raise RefusedError(
+        raise StrangerError(
             "the coordinator at the address does not know this run's secret",
             hint="another run may be listening there: choose another port in --cs_ip",
         )
@@ -193,7 +198,8 @@ def introduce(connection: socket.socket, secret: bytes, rank: int, timeout_secon
     if verdict != Verdict.ADMITTED:
         known = verdict in set(Verdict)
         why = _VERDICT_TEXT[Verdict(verdict)] if known else "it gave no reason"
-        raise RefusedError(f"the coordinator refused task {rank}: {why}")
+        kind = StrangerError if verdict == Verdict.WRONG_SECRET else RefusedError
+        raise kind(f"the coordinator refused task {rank}: {why}")
 
 
 def admit(

@@ -4,10 +4,12 @@ Decides the messages and the values that hold their content. Does not send or wa
 
 Messages to a worker:   {"do": "describe", "mode"}, {"do": "open", "stream", "mode", "epoch",
                         "start", "credit"}, {"do": "more", "stream"}, {"do": "close", "stream"},
-                        {"do": "stop"}
-Messages from a worker: {"is": "hello", "host", "pid"}, {"is": "described", "mode", "num_batches",
-                        "already_sharded"}, {"is": "end", "stream"}, {"is": "failed", "error",
-                        "where"}, {"is": "batch", "stream", "number", "busy_seconds"} with it
+                        {"do": "share"} (the memory it offered is open here), {"do": "stop"}; any of
+                        them with "free": slots of that memory which are not in use any more
+Messages from a worker: {"is": "hello", "host", "pid", "memory"}, {"is": "described", "mode",
+                        "num_batches", "already_sharded"}, {"is": "end", "stream"}, {"is": "failed",
+                        "error", "where"}, {"is": "batch", "stream", "number", "busy_seconds"} with
+                        it
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from openwafer.streaming import wire
+from openwafer.streaming.shared_slots import SlotReader
 from openwafer.streaming.source import Mode
 
 __all__ = ["END", "Description", "OpenStream", "WorkerLink"]
@@ -42,11 +45,14 @@ class WorkerLink:
     lost: str = ""
     """How the connection was lost; empty while it is there."""
     lost_at_seconds: float = 0.0
+    slots: SlotReader | None = None
+    """Memory shared with it, where it is on this machine."""
     send_lock: threading.Lock = field(default_factory=threading.Lock)
 
     def send(self, message: dict[str, Any]) -> None:
         with self.send_lock:
-            wire.send_message(self.connection, message)
+            free = self.slots.take_returned() if self.slots is not None else []
+            wire.send_message(self.connection, message | {"free": free} if free else message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,12 +11,14 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from openwafer.errors import StreamingError
 from openwafer.streaming import wire
 from openwafer.streaming.conversation import END, Description, OpenStream, WorkerLink
 from openwafer.streaming.settings import StreamSettings
+from openwafer.streaming.shared_slots import SlotReader
 from openwafer.streaming.source import Mode
 
 __all__ = ["Ledger"]
@@ -99,8 +101,11 @@ class Ledger:
     def _receive(self, worker: WorkerLink) -> None:
         limit = self._settings.max_payload_bytes
         try:
-            while frame := wire.receive_frame(worker.connection, max_payload_bytes=limit):
+            while frame := wire.receive_frame(
+                worker.connection, max_payload_bytes=limit, slots=worker.slots
+            ):
                 self._accept(worker, frame)
+                del frame  # its batch is the queue's from here on
             self._lose(worker, "was lost: it closed the connection")
         except wire.CutShortError as error:
             self._lose(worker, f"was lost: {error.what}")
@@ -117,6 +122,8 @@ class Ledger:
         if kind == "failed":
             self.fail(worker.rank, f"failed: {message['error']}", str(message["where"]))
             return
+        if kind == "hello" and message.get("memory") is not None:
+            self._share(worker, message["memory"])
         with self.changed:
             if kind == "hello":
                 host, pid = str(message["host"])[:200], int(message["pid"])
@@ -130,6 +137,15 @@ class Ledger:
             else:
                 self._queue(worker, kind, frame)
             self.changed.notify_all()
+
+    def _share(self, worker: WorkerLink, offer: Mapping[str, Any]) -> None:
+        """Open the memory that a worker offers, if it is on this machine."""
+        try:
+            worker.slots = SlotReader(offer)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            _logger.debug("the batches of %s come over its connection: %s", worker.name, error)
+        else:
+            worker.send({"do": "share"})
 
     def _queue(self, worker: WorkerLink, kind: str, frame: wire.Frame) -> None:
         stream = self.streams.get(frame.message["stream"])

@@ -12,19 +12,30 @@ import hashlib
 import random
 import threading
 from collections.abc import Generator, Iterable
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-__all__ = ["RandomStream", "derive_seed", "own_generators", "preserved", "seed_all"]
+__all__ = [
+    "RandomStream",
+    "derive_seed",
+    "own_generators",
+    "preserved",
+    "result_of",
+    "seed_all",
+]
+
+_T = TypeVar("_T")
 
 _OWN_GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 
 # Two sequences in two threads must not take each other's generators for the caller's.
 _set_aside = threading.RLock()
+_changed = threading.Condition(_set_aside)
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -124,6 +135,20 @@ def preserved() -> Generator[None, None, None]:
             yield
         finally:
             _install(before, ())
+
+
+def result_of(future: Future[_T]) -> _T:
+    """What another thread computes. Unlike with `future.result()`, that thread, and those that it
+    waits for, may use `preserved()` and `installed()` meanwhile, even if the caller is in one."""
+
+    def tell(_: Future[_T]) -> None:
+        with _changed:
+            _changed.notify_all()
+
+    with _changed:
+        future.add_done_callback(tell)
+        _changed.wait_for(future.done)
+    return future.result()
 
 
 class RandomStream:

@@ -18,6 +18,12 @@ class StreamSettings:
     """Batches that one worker may have sent, per open epoch, before they are consumed."""
     max_payload_bytes: int = 2 << 30
     """Largest batch on the wire."""
+    shared_slots: int = 8
+    """Batches that one worker may have in memory that the coordinator sees too, where both are on
+    one machine: those of the window, and a few that the training loop still holds. With none, and
+    for those beyond, batches travel over the connection."""
+    shared_slot_bytes: int = 256 << 20
+    """Largest batch in such memory, of which only what is written becomes real."""
     handshake_timeout_seconds: float = 10.0
     """From a connection to the end of its proof."""
     join_timeout_seconds: float = 600.0

@@ -10,8 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import mmap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,12 +18,12 @@ import numpy as np
 import torch
 
 from openwafer.errors import DataError, StreamingError
+from openwafer.streaming.shared_slots import aligned
 from openwafer.streaming.source import Batch
 
-__all__ = ["Reading", "describe_batch", "read_description"]
+__all__ = ["Reading", "describe_batch", "read_description", "read_from_slot"]
 
 MAX_DEPTH = 32
-_LARGE_BYTES = 4 << 20
 
 _logger = logging.getLogger("openwafer.streaming")
 
@@ -163,12 +162,47 @@ def read_description(description: object, num_bytes: int) -> Reading:
         StreamingError: not a description, or of another size. Nothing is allocated before the
             sizes agree.
     """
-    try:
-        declared = _declared_bytes(description, 0)
+    buffers: list[memoryview] = []
+
+    def fresh(size: int) -> torch.Tensor:
+        memory = torch.empty(size, dtype=torch.uint8)
+        buffers.append(_bytes_of_tensor(memory))
+        return memory
+
+    with _malformed_if_it_fails():
+        declared = sum(_declared_sizes(description, 0))
         if declared != num_bytes:
             raise _malformed(f"it describes {declared} bytes and carries {num_bytes}")
-        buffers: list[memoryview] = []
-        return Reading(buffers, _allocate(description, buffers))
+        return Reading(buffers, _allocate(description, fresh))
+
+
+def read_from_slot(description: object, lease: Callable[[int], memoryview]) -> Batch:
+    """The batch that `description` describes, its tensors in memory that holds them already, each
+    at the next aligned place. All that is given by `lease` stays in use as long as one of them is.
+
+    Args:
+        lease: gives the memory, once it is known how much it must be.
+
+    Raises:
+        StreamingError: not a description, or `lease` refuses.
+    """
+    with _malformed_if_it_fails():
+        memory = lease(sum(map(aligned, _declared_sizes(description, 0))))
+        place = 0
+
+        def held(size: int) -> torch.Tensor:
+            nonlocal place
+            found = torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=place)
+            place += aligned(size)
+            return found
+
+        return _allocate(description, held)()
+
+
+@contextlib.contextmanager
+def _malformed_if_it_fails() -> Generator[None]:
+    try:
+        yield
     except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
         raise _malformed(str(error)) from error
 
@@ -198,23 +232,24 @@ def _children(tag: str, content: Any) -> list[Any]:
     return [pair[1] for pair in items]
 
 
-def _declared_bytes(description: Any, depth: int) -> int:
-    """Bytes of all tensors and arrays; checks every part of the description on the way."""
+def _declared_sizes(description: Any, depth: int) -> Iterator[int]:
+    """Bytes of each tensor and array in turn; checks every part of the description on the way."""
     if depth > MAX_DEPTH:
         raise _malformed("nested too deep")
     if description is None or isinstance(description, bool | int | float | str):
-        return 0
+        return
     tag, content = _single(description)
     if tag == _FLOAT:
         if content not in ("nan", "inf", "-inf"):
             raise _malformed("a float that is none")
-        return 0
-    if tag in (_LIST, _TUPLE, _DICT):
-        return sum(_declared_bytes(child, depth + 1) for child in _children(tag, content))
-    if tag in (_TENSOR, _ARRAY, _SCALAR):
+    elif tag in (_LIST, _TUPLE, _DICT):
+        for child in _children(tag, content):
+            yield from _declared_sizes(child, depth + 1)
+    elif tag in (_TENSOR, _ARRAY, _SCALAR):
         dtype, shape = _dtype_and_shape(tag, content)
-        return math.prod(shape) * dtype.itemsize
-    raise _malformed("an unknown tag")
+        yield math.prod(shape) * dtype.itemsize
+    else:
+        raise _malformed("an unknown tag")
 
 
 def _dtype_and_shape(tag: str, content: Any) -> tuple[Any, list[int]]:
@@ -240,16 +275,20 @@ def _dtype_and_shape(tag: str, content: Any) -> tuple[Any, list[int]]:
     return np.dtype(name), sizes
 
 
-def _allocate(description: Any, buffers: list[memoryview]) -> Callable[[], Any]:
-    """Allocate a checked description; the result builds the value once buffers are filled."""
+_Place = Callable[[int], torch.Tensor]
+"""Gives memory of so many bytes, not none, as a tensor of uint8."""
+
+
+def _allocate(description: Any, place: _Place) -> Callable[[], Any]:
+    """Find room for a checked description; the result builds the value once that is filled."""
     if not isinstance(description, dict):
         return lambda: description
     tag, content = _single(description)
     if tag == _FLOAT:
         return lambda: float(content)
     if tag in (_TENSOR, _ARRAY, _SCALAR):
-        return _allocate_leaf(tag, content, buffers)
-    parts = [_allocate(child, buffers) for child in _children(tag, content)]
+        return _allocate_leaf(tag, content, place)
+    parts = [_allocate(child, place) for child in _children(tag, content)]
     if tag == _DICT:
         keys = [pair[0] for pair in content]
         return lambda: dict(zip(keys, (part() for part in parts), strict=True))
@@ -258,27 +297,12 @@ def _allocate(description: Any, buffers: list[memoryview]) -> Callable[[], Any]:
     return lambda: tuple(part() for part in parts)
 
 
-def _memory_for(dtype: torch.dtype, shape: list[int]) -> torch.Tensor:
-    """An uninitialized tensor; a large one in large pages, where the system has them: most of what
-    a fresh one costs is that the kernel hands it out page by page while it is filled."""
-    num_bytes = math.prod(shape) * dtype.itemsize
-    if num_bytes < _LARGE_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(shape, dtype=dtype)
-    memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    # The tensor keeps the mapping alive, and with it ends.
-    return torch.frombuffer(memory, dtype=dtype).reshape(shape)
-
-
-def _allocate_leaf(tag: str, content: Any, buffers: list[memoryview]) -> Callable[[], Any]:
+def _allocate_leaf(tag: str, content: Any, place: _Place) -> Callable[[], Any]:
     dtype, shape = _dtype_and_shape(tag, content)
+    size = math.prod(shape) * dtype.itemsize
+    memory = place(size) if size else torch.empty(0, dtype=torch.uint8)
     if tag == _TENSOR:
-        tensor = _memory_for(dtype, shape)
-        if tensor.numel():
-            buffers.append(_bytes_of_tensor(tensor))
+        tensor = memory.view(dtype).reshape(shape)
         return lambda: tensor
-    array = np.empty(shape, dtype=dtype)
-    if array.nbytes:
-        buffers.append(_bytes_of_array(array))
+    array = cast("np.ndarray[Any, Any]", memory.numpy()).view(dtype).reshape(shape)
     return (lambda: array) if tag == _ARRAY else (lambda: array[()])

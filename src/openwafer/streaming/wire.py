@@ -1,9 +1,10 @@
 """Frames over a TCP socket.
 
 Decides the bytes: a fixed head (magic, version, kind, lengths), a bounded JSON header, and for a
-batch its raw numbers, received straight into the tensors that keep them. Nothing is unpickled,
-and no length is believed before it is checked against its bound. Does not decide who may connect
-(`auth.py`) nor what the messages mean (`coordinator.py`, `worker.py`).
+batch its raw numbers, received straight into the tensors that keep them, or the number of the slot
+in which they are (`shared_slots.py`). Nothing is unpickled, and no length is believed before it is
+checked against its bound. Does not decide who may connect (`auth.py`) nor what the messages mean
+(`coordinator.py`, `worker.py`).
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import Any, cast
 from weakref import WeakSet
 
 from openwafer.errors import DataError, StreamingError
+from openwafer.streaming.shared_slots import SlotReader, SlotWriter
 from openwafer.streaming.source import Batch
-from openwafer.streaming.tree import describe_batch, read_description
+from openwafer.streaming.tree import describe_batch, read_description, read_from_slot
 
 __all__ = [
     "MAX_HEADER_BYTES",
@@ -42,7 +44,7 @@ class CutShortError(StreamingError):
 
 _MAGIC = b"OWST"
 _VERSION = 1
-_MESSAGE, _BATCH = 1, 2
+_MESSAGE, _BATCH, _BATCH_IN_SLOT = 1, 2, 3
 # magic, version, kind, reserved, header bytes, payload bytes
 _HEAD = struct.Struct("!4sBBHIQ")
 
@@ -73,36 +75,52 @@ def send_batch(
     batch: Batch,
     *,
     max_payload_bytes: int,
+    slots: SlotWriter | None = None,
 ) -> None:
     """Send `batch` with `message`, without copying host tensors that are contiguous.
+
+    Args:
+        slots: memory that the other side sees too, used where there is room.
 
     Raises:
         DataError: the batch cannot be streamed, or is larger than the bounds.
         OSError: the connection is gone.
     """
     description, buffers = describe_batch(batch)
-    header = json.dumps({"message": message, "batch": description}).encode()
     payload_bytes = sum(buffer.nbytes for buffer in buffers)
-    if len(header) > MAX_HEADER_BYTES:
-        raise DataError(
-            f"a batch has {len(header)} bytes of text and structure",
-            allowed=f"at most {MAX_HEADER_BYTES} bytes besides tensors and arrays",
-            hint="let collate_fn give tensors",
-        )
     if payload_bytes > max_payload_bytes:
         raise DataError(
             f"a batch has {payload_bytes} bytes",
             allowed=f"at most {max_payload_bytes} bytes per streamed batch",
             hint="a smaller batch_size",
         )
-    head = _HEAD.pack(_MAGIC, _VERSION, _BATCH, 0, len(header), payload_bytes)
+    content: dict[str, Any] = {"message": message, "batch": description}
+    slot = slots.write(buffers) if slots is not None else None
+    if slot is not None:
+        content["slot"] = slot
+        kind, payload_bytes, buffers = _BATCH_IN_SLOT, 0, []
+    else:
+        kind = _BATCH
+    header = json.dumps(content).encode()
+    if len(header) > MAX_HEADER_BYTES:
+        raise DataError(
+            f"a batch has {len(header)} bytes of text and structure",
+            allowed=f"at most {MAX_HEADER_BYTES} bytes besides tensors and arrays",
+            hint="let collate_fn give tensors",
+        )
+    head = _HEAD.pack(_MAGIC, _VERSION, kind, 0, len(header), payload_bytes)
     connection.sendall(head + header)
     for buffer in buffers:
         connection.sendall(buffer)
 
 
-def receive_frame(connection: socket.socket, *, max_payload_bytes: int) -> Frame | None:
+def receive_frame(
+    connection: socket.socket, *, max_payload_bytes: int, slots: SlotReader | None = None
+) -> Frame | None:
     """The next frame; None if the other side closed the connection between two frames.
+
+    Args:
+        slots: where a batch may be instead of following its header.
 
     Raises:
         StreamingError: garbage, a truncated frame, or one over the bounds.
@@ -112,7 +130,7 @@ def receive_frame(connection: socket.socket, *, max_payload_bytes: int) -> Frame
     if not receive_into(connection, memoryview(head), may_end=True):
         return None
     magic, version, kind, _, header_bytes, payload_bytes = _HEAD.unpack(head)
-    if magic != _MAGIC or version != _VERSION or kind not in (_MESSAGE, _BATCH):
+    if magic != _MAGIC or version != _VERSION or not _MESSAGE <= kind <= _BATCH_IN_SLOT:
         raise StreamingError("received something that is not a frame of this protocol")
     if header_bytes > MAX_HEADER_BYTES or payload_bytes > max_payload_bytes:
         raise StreamingError(
@@ -122,17 +140,28 @@ def receive_frame(connection: socket.socket, *, max_payload_bytes: int) -> Frame
     header = bytearray(header_bytes)
     receive_into(connection, memoryview(header))
     content = _parse(header)
+    if kind != _BATCH and payload_bytes:
+        raise StreamingError("received a message that declares a payload")
     if kind == _MESSAGE:
-        if payload_bytes:
-            raise StreamingError("received a message that declares a payload")
         return Frame(message=content)
     message = content.get("message")
     if not isinstance(message, dict) or "batch" not in content:
         raise StreamingError("received a batch without its description")
-    reading = read_description(content["batch"], payload_bytes)
-    for buffer in reading.buffers:
-        receive_into(connection, buffer)
-    return Frame(message=cast("dict[str, Any]", message), batch=reading.finish(), has_batch=True)
+    if kind == _BATCH_IN_SLOT:
+        batch = _batch_in_slot(content, slots)
+    else:
+        reading = read_description(content["batch"], payload_bytes)
+        for buffer in reading.buffers:
+            receive_into(connection, buffer)
+        batch = reading.finish()
+    return Frame(message=cast("dict[str, Any]", message), batch=batch, has_batch=True)
+
+
+def _batch_in_slot(content: Mapping[str, Any], slots: SlotReader | None) -> Batch:
+    slot = content.get("slot")
+    if slots is None or type(slot) is not int:
+        raise StreamingError("received a batch that is nowhere")
+    return read_from_slot(content["batch"], lambda num_bytes: slots.lease(slot, num_bytes))
 
 
 def receive_into(connection: socket.socket, buffer: memoryview, *, may_end: bool = False) -> bool:
@@ -144,8 +173,7 @@ def receive_into(connection: socket.socket, buffer: memoryview, *, may_end: bool
     """
     received = 0
     while received < len(buffer):
-        # The kernel fills all of it before this thread wakes: one system call for a whole tensor.
-        count = connection.recv_into(buffer[received:], 0, socket.MSG_WAITALL)
+        count = connection.recv_into(buffer[received:])
         if count == 0:
             if may_end and received == 0:
                 return False

@@ -1,8 +1,8 @@
 """A worker task: loads its shard of the batches and streams them when asked.
 
 Decides what a worker does with each of the coordinator's messages (listed in `conversation.py`),
-and that it ends within seconds when the coordinator is gone. Does not decide the order of batches
-(`loader.py`).
+and how it ends. Does not decide how it finds the coordinator (`joining.py`), how it learns that
+that is gone (`inbox.py`), or the order of batches (`loader.py`).
 """
 
 from __future__ import annotations
@@ -11,21 +11,20 @@ import contextlib
 import logging
 import os
 import socket
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from openwafer.errors import OpenWaferError, StreamingError
-from openwafer.streaming import auth, wire
-from openwafer.streaming.address import parse_address
+from openwafer.errors import OpenWaferError
+from openwafer.streaming import wire
 from openwafer.streaming.blame import user_place
+from openwafer.streaming.inbox import Inbox
+from openwafer.streaming.joining import join_run
 from openwafer.streaming.loader import BatchSequence
-from openwafer.streaming.meeting import find_coordinator
 from openwafer.streaming.settings import StreamSettings
 from openwafer.streaming.shard import Shard
+from openwafer.streaming.shared_slots import SlotWriter
 from openwafer.streaming.signals import OutlivedSignal
 from openwafer.streaming.source import Batch, Mode
 from openwafer.streaming.tasks import TaskEnvironment
@@ -33,9 +32,6 @@ from openwafer.streaming.tasks import TaskEnvironment
 __all__ = ["run_worker", "worker_shard"]
 
 _logger = logging.getLogger("openwafer.streaming")
-
-_RETRY_SECONDS = 0.25
-_GRACE_SECONDS = 2.0
 
 
 def worker_shard(environment: TaskEnvironment) -> Shard:
@@ -63,20 +59,15 @@ def run_worker(
         StreamingError: the coordinator cannot be reached, refuses this task, or is gone.
         Exception: what the user's data code raises; the coordinator has been told.
     """
-    secret = auth.run_secret(environment, settings.connect_timeout_seconds)
-
-    def find() -> str:
-        return find_coordinator(address, environment, settings.connect_timeout_seconds)
-
-    connection = _connect(find, secret, environment.worker_rank, settings)
+    connection = join_run(address, environment, settings)
     with OutlivedSignal() as signals:
-        inbox = _Inbox(connection, address, settings, signals)
+        inbox = Inbox(connection, address, settings, signals)
         streamer = _Streamer(connection, inbox, make_sequence, worker_shard(environment), settings)
         _run(streamer, inbox, connection, settings)
 
 
 def _run(
-    streamer: _Streamer, inbox: _Inbox, connection: socket.socket, settings: StreamSettings
+    streamer: _Streamer, inbox: Inbox, connection: socket.socket, settings: StreamSettings
 ) -> None:
     try:
         try:
@@ -104,137 +95,6 @@ class _UserError(Exception):
     """Carries an exception of the user's data code past the handling of our own."""
 
 
-def _connect(
-    find: Callable[[], str], secret: bytes, rank: int, settings: StreamSettings
-) -> socket.socket:
-    """Connect and pass the handshake, trying again while the coordinator is not there.
-
-    The address is looked up each time: what a run that was killed left under the same name is
-    replaced once this run's coordinator is up.
-    """
-    deadline = time.monotonic() + settings.connect_timeout_seconds
-    told = False
-    while True:
-        address = find()
-        host, port = parse_address(address)
-        try:
-            connection = socket.create_connection((host, port), timeout=10)
-            try:
-                auth.introduce(connection, secret, rank, settings.handshake_timeout_seconds)
-                wire.set_up_socket(connection)
-                return connection
-            except BaseException:
-                connection.close()
-                raise
-        except auth.RefusedError as error:
-            error.where = error.where or address
-            raise
-        except socket.gaierror as error:
-            raise StreamingError(
-                f"worker {rank} cannot find the coordinator's host: {error.strerror}", where=address
-            ) from error
-        except (OSError, StreamingError) as error:
-            if time.monotonic() >= deadline:
-                raise StreamingError(
-                    f"worker {rank} could not reach the coordinator: {error}",
-                    where=address,
-                    hint="--cs_ip must be an address of the machine that runs task 0",
-                ) from error
-            if not told:
-                told = True
-                _logger.info("worker %d waits for the coordinator at %s", rank, address)
-        time.sleep(_RETRY_SECONDS)
-
-
-class _Inbox:
-    """The coordinator's messages, read by a thread, which also notices that it is gone.
-
-    User code that loads data cannot watch the connection. If it does not come back in time after
-    the coordinator said stop or is gone, the main thread is interrupted as by Ctrl-C.
-    """
-
-    def __init__(
-        self,
-        connection: socket.socket,
-        address: str,
-        settings: StreamSettings,
-        signals: OutlivedSignal,
-    ) -> None:
-        self._connection = connection
-        self._signals = signals
-        self._address = address
-        self._limit = settings.max_payload_bytes
-        self._messages: deque[dict[str, Any]] = deque()
-        self._changed = threading.Condition()
-        self._lost: str = ""
-        self._finished = False
-        self.stopped = False
-        threading.Thread(target=self._read, name="from-coordinator", daemon=True).start()
-
-    def take(self, *, wait: bool) -> dict[str, Any] | None:
-        """The next message; None if there is none and `wait` is not set.
-
-        Raises:
-            StreamingError: the coordinator is gone.
-        """
-        with self._changed:
-            while wait and not self._messages and not self._lost:
-                self._changed.wait()
-            if self._messages:
-                return self._messages.popleft()
-        if self._lost:
-            raise self.loss(None)
-        return None
-
-    def loss(self, error: BaseException | None) -> StreamingError:
-        """The error that says that the coordinator is gone, and how that was noticed."""
-        why = self._lost or (str(error) if error else "")
-        return StreamingError(
-            f"the coordinator was lost: {why}",
-            where=self._address,
-            hint="its own messages say why it ended",
-        )
-
-    def wait_for_end(self, timeout_seconds: float) -> None:
-        """Wait until the coordinator says stop or closes the connection."""
-        with self._changed:
-            self._changed.wait_for(lambda: bool(self._lost) or self.stopped, timeout_seconds)
-
-    def end_interrupts(self) -> None:
-        """The user's code has come back: no interrupt after this."""
-        with self._changed:
-            self._finished = True
-            self._changed.notify_all()
-        if self.interrupted:
-            time.sleep(0.2)  # the signal may still be on its way: let it arrive here
-
-    def _read(self) -> None:
-        lost = "it closed the connection"
-        try:
-            while frame := wire.receive_frame(self._connection, max_payload_bytes=self._limit):
-                with self._changed:
-                    self._messages.append(frame.message)
-                    self._changed.notify_all()
-                if frame.message.get("do") == "stop":
-                    self.stopped = True
-                    break
-        except StreamingError as error:
-            lost = error.what
-        except OSError as error:
-            lost = error.strerror or str(error)
-        with self._changed:
-            self._lost = "" if self.stopped else lost
-            self._changed.notify_all()
-            ended = self._changed.wait_for(lambda: self._finished, _GRACE_SECONDS)
-            if not ended:
-                self._signals.interrupt()
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether the user's code was interrupted here."""
-        return self._signals.interrupted
-
-
 @dataclass(slots=True, eq=False)
 class _Stream:
     """One epoch being streamed."""
@@ -253,7 +113,7 @@ class _Streamer:
     def __init__(
         self,
         connection: socket.socket,
-        inbox: _Inbox,
+        inbox: Inbox,
         make_sequence: Callable[[Mode], BatchSequence],
         shard: Shard,
         settings: StreamSettings,
@@ -262,14 +122,16 @@ class _Streamer:
         self._inbox = inbox
         self._make_sequence = make_sequence
         self._shard = shard
-        self._limit = settings.max_payload_bytes
+        self._settings = settings
+        self._offered = _offered_memory(settings)
+        self._slots: SlotWriter | None = None
+        """`_offered`, once the coordinator has opened it."""
         self._sequences: dict[Mode, BatchSequence] = {}
         self._streams: dict[Mode, _Stream] = {}
 
     def run(self) -> None:
-        hello = {"is": "hello", "host": socket.gethostname(), "pid": os.getpid()}
-        wire.send_message(self._connection, hello)
         try:
+            self._say_hello()
             while True:
                 ready = [stream for stream in self._streams.values() if stream.credit > 0]
                 message = self._inbox.take(wait=not ready)
@@ -281,10 +143,21 @@ class _Streamer:
                     self._obey(message)
         finally:
             self._streams.clear()  # ends DataLoader processes
+            if self._offered is not None:
+                self._offered.close()
+
+    def _say_hello(self) -> None:
+        hello = {"is": "hello", "host": socket.gethostname(), "pid": os.getpid()}
+        memory = self._offered.offer if self._offered is not None else None
+        wire.send_message(self._connection, hello | {"memory": memory})
 
     def _obey(self, message: dict[str, Any]) -> None:
         what = message["do"]
-        if what == "describe":
+        if self._slots is not None:
+            self._slots.give_back(message.get("free", ()))
+        if what == "share":
+            self._slots = self._offered
+        elif what == "describe":
             self._describe(message["mode"])
         elif what == "open":
             self._open(message)
@@ -328,7 +201,13 @@ class _Streamer:
         message: dict[str, Any] = {"is": "batch", "stream": stream.number}
         message |= {"number": stream.next_batch, "busy_seconds": busy_seconds}
         try:
-            wire.send_batch(self._connection, message, batch, max_payload_bytes=self._limit)
+            wire.send_batch(
+                self._connection,
+                message,
+                batch,
+                max_payload_bytes=self._settings.max_payload_bytes,
+                slots=self._slots,
+            )
         except OpenWaferError as error:
             raise self._report(error) from error
         stream.sending_seconds = time.perf_counter() - loaded
@@ -359,7 +238,18 @@ class _Streamer:
         return _UserError()
 
 
-def _end_politely(connection: socket.socket, inbox: _Inbox, settings: StreamSettings) -> None:
+def _offered_memory(settings: StreamSettings) -> SlotWriter | None:
+    """Memory for batches, where the system has it and the settings want it."""
+    if not settings.shared_slots:
+        return None
+    try:
+        return SlotWriter(settings.shared_slots, settings.shared_slot_bytes)
+    except OSError as error:
+        _logger.debug("batches travel over the connection: %s", error)
+        return None
+
+
+def _end_politely(connection: socket.socket, inbox: Inbox, settings: StreamSettings) -> None:
     """Close so that the last message arrives: closing with unread data would drop it."""
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_WR)

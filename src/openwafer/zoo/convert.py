@@ -1,8 +1,9 @@
 """Weights between Hugging Face's `transformers` and the zoo, both ways.
 
-Decides which family a checkpoint is of, that every tensor is accounted for, and where a model's
-parameters are found. Does not decide how names and layouts correspond (each family's weights.py) or
-how files are read and written (hf_folder.py, train/checkpoint_file.py).
+Decides which family a folder is of, and that every tensor is accounted for. Chooses the conversion,
+too: those from and to TensorFlow are in convert_tf.py. Does not decide how names and layouts
+correspond (each family's weights.py) or how files are read and written (hf_folder.py,
+train/checkpoint_file.py).
 
 Beside a converted checkpoint `x.mdl` stands `x.yaml` with its `model` section, for `--params`.
 """
@@ -12,52 +13,32 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from torch import Tensor
 
-from openwafer.config.yaml_file import read_yaml
 from openwafer.errors import CheckpointError, ConfigError, OpenWaferError, nearest
-from openwafer.files import write_text
 from openwafer.frontends.torch.weights_in_files import WeightsInFiles
-from openwafer.train.checkpoint import from_contents
 from openwafer.train.checkpoint_file import write_file
-from openwafer.train.checkpoint_shards import read_checkpoint
-from openwafer.zoo.catalog import families, family_of, load, model_config, names
+from openwafer.zoo.catalog import families, family_of
+from openwafer.zoo.conversion import (
+    ConversionResult,
+    described,
+    is_tensorflow,
+    require_shape,
+    shapes,
+    weights_of_checkpoint,
+    write_params,
+)
 from openwafer.zoo.family import Family
 from openwafer.zoo.hf_folder import HFFolder, write_hf_folder
 from openwafer.zoo.model import AnyModel, ModelConfig
-from openwafer.zoo.outline import outline
 from openwafer.zoo.weights import Rule, WeightMap
 
 __all__ = ["ConversionResult", "convert", "from_pretrained"]
 
 _log = logging.getLogger("openwafer")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConversionResult:
-    """left_out: our tensors that the source does not have (a head to be trained)."""
-
-    target: Path
-    family: str
-    num_tensors: int
-    left_out: tuple[str, ...] = ()
-    params: Path | None = None
-
-    def __str__(self) -> str:
-        lines = [f"{self.num_tensors} tensors of {self.family} in {self.target}"]
-        if self.left_out:
-            lines.append(f"not in the source, to be trained: {', '.join(self.left_out)}")
-        if self.params is not None:
-            lines.append(
-                f"to go on: openwafer train {self.family}/… --params {self.params} "
-                f"--checkpoint_path {self.target} --is_pretrained_checkpoint"
-            )
-        return "\n".join(lines)
 
 
 def convert(
@@ -67,11 +48,12 @@ def convert(
     model: str | None = None,
     params: str | Path | None = None,
 ) -> ConversionResult:
-    """Convert a Hugging Face folder to a checkpoint, or a checkpoint to a Hugging Face folder.
+    """Convert a Hugging Face folder or a TensorFlow checkpoint to a checkpoint of ours, or one of
+    ours to either.
 
     Args:
-        source: a folder with config.json, or one of our checkpoint files.
-        target: a `.mdl` file, or a folder that is new or empty.
+        source: a folder with config.json, one of our checkpoint files, or `model.ckpt-<step>`.
+        target: a `.mdl` file, a folder that is new or empty, or `model.ckpt-<step>`.
         model: the model's name or family; needed where the source does not say (one of our
             checkpoints without its parameters beside it, a head other than the saved one).
         params: a parameter file with the `model` section of one of our checkpoints.
@@ -83,6 +65,10 @@ def convert(
     source, target = Path(source).expanduser(), Path(target).expanduser()
     if source.is_dir():
         return _to_ours(source, target, model)
+    if is_tensorflow(source) or (source.is_file() and is_tensorflow(target)):
+        from openwafer.zoo.convert_tf import convert_tf
+
+        return convert_tf(source, target, model, Path(params) if params else None)
     if source.is_file():
         return _to_theirs(source, target, model, params)
     raise CheckpointError("there is no such file or folder", where=str(source))
@@ -108,7 +94,7 @@ def from_pretrained(folder: str | Path, family: str | None = None) -> AnyModel:
         with torch.no_grad():
             for names_of_ours, tensors in _ours(chosen, config, theirs):
                 for name, tensor in zip(names_of_ours, tensors, strict=True):
-                    _require_shape(name, tensor, state[name], theirs.folder)
+                    require_shape(name, tensor, state[name], theirs.folder)
                     state[name].copy_(tensor)
                     missing -= _aliases(state, name)
     if missing:
@@ -126,18 +112,18 @@ def _to_ours(source: Path, target: Path, model: str | None) -> ConversionResult:
     with HFFolder(source) as theirs, WeightsInFiles(target.parent):
         family = _family_for(theirs, model)
         config = _config_from(family, theirs)
-        expected = _shapes(family, config)
+        expected = shapes(family, config)
         state: dict[str, Tensor] = {}
         for names_of_ours, tensors in _ours(family, config, theirs):
             for name, tensor in zip(names_of_ours, tensors, strict=True):
-                _require_shape(name, tensor, expected[name], source)
+                require_shape(name, tensor, expected[name], source)
                 dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
                 wide = tensor.to(dtype, copy=True)
                 state.update(dict.fromkeys(sorted(_aliases(expected, name)), wide))
         ordered = {name: state[name] for name in expected if name in state}
         write_file(target, {"model": ordered})
     params = target.with_suffix(".yaml")
-    _write_params(params, family, config)
+    write_params(params, family, config)
     left_out = tuple(name for name in expected if name not in state)
     return ConversionResult(
         target=target,
@@ -151,18 +137,9 @@ def _to_ours(source: Path, target: Path, model: str | None) -> ConversionResult:
 def _to_theirs(
     source: Path, target: Path, model: str | None, params: str | Path | None
 ) -> ConversionResult:
-    family, config = _described(source, model, Path(params) if params else None)
+    family, config = described(source, model, Path(params) if params else None)
     weights = _weights_of(family)
-    state = from_contents(read_checkpoint(source), None, where=str(source)).state.model
-    expected = _shapes(family, config)
-    for name, tensor in expected.items():
-        if name not in state:
-            raise CheckpointError(
-                f"the checkpoint has no `{name}`",
-                where=str(source),
-                hint=nearest(name, state) or f"check that it is of {family.name}",
-            )
-        _require_shape(name, state[name], tensor, source)
+    state = weights_of_checkpoint(source, family, config)
     theirs = weights.config_to(config)
     count = 0
 
@@ -227,48 +204,7 @@ def _config_from(family: Family, theirs: HFFolder) -> ModelConfig:
         raise
 
 
-def _described(
-    checkpoint: Path, model: str | None, params: Path | None
-) -> tuple[Family, ModelConfig]:
-    """Family and configuration of one of our checkpoints."""
-    beside = [
-        checkpoint.with_suffix(".yaml"),
-        *(checkpoint.parent / m / f"params_{m}.yaml" for m in ("train", "train_and_eval")),
-    ]
-    found = params or next((path for path in beside if path.is_file()), None)
-    file = read_yaml(found) if found is not None else None
-    said = str(file.values.get("description")).partition(":")[0] if file is not None else ""
-    name = model or (said if said in (*names(), *families()) else None)
-    if name is None or (file is None and name in families()):
-        raise ConfigError(
-            "nothing says which model the checkpoint is of",
-            where=str(checkpoint),
-            allowed="--model NAME as in `openwafer zoo`, with --params FILE if its parameters were "
-            "changed",
-        )
-    family = family_of(name)
-    if file is None:
-        loaded = load(name)
-        return family, model_config(family, loaded.raw, loaded.locate)
-    section = dict(file.values.get("model") or {})
-    return family, family.config.from_section(section, file.locate)
-
-
-def _write_params(path: Path, family: Family, config: ModelConfig) -> None:
-    section = {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in asdict(config).items()
-    }
-    text = yaml.safe_dump({"description": family.name, "model": section}, sort_keys=False)
-    write_text(path, text)
-
-
 # ------------------------------------------------------------------ the tensors
-
-
-def _shapes(family: Family, config: ModelConfig) -> dict[str, Tensor]:
-    """The model's state_dict, on "meta"; tied tensors are one object."""
-    return outline(family, config).state_dict(keep_vars=True)
 
 
 def _aliases(state: Mapping[str, Tensor], name: str) -> set[str]:
@@ -342,12 +278,3 @@ def _pattern(prefix: str) -> str:
     """Of names that begin with `prefix`, also without its first part (a base model's own names)."""
     first, dot, rest = re.escape(prefix).replace(re.escape("{layer}"), r"\d+").partition(r"\.")
     return f"(?:{first}{dot})?{rest}" if rest else first + dot
-
-
-def _require_shape(name: str, tensor: Tensor, expected: Tensor, source: Path) -> None:
-    if tensor.shape != expected.shape:
-        raise CheckpointError(
-            f"`{name}` has the shape {list(tensor.shape)}",
-            where=str(source),
-            allowed=f"{list(expected.shape)}",
-        )

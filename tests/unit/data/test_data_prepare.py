@@ -17,7 +17,7 @@ from openwafer.data import build_dataset
 from openwafer.data.prepare import prepare
 from openwafer.data.text_files import documents_of, documents_of_range, sentences_of
 from openwafer.data.token_shards import TokenShards
-from openwafer.data.tokenizers import load_tokenizer
+from openwafer.data.tokenizer_files import load_tokenizer
 from openwafer.errors import ConfigError, DataError
 
 EOS = 1
@@ -99,7 +99,7 @@ def test_held_out_documents_are_nowhere_else(texts: Path, tmp_path: Path) -> Non
 
 def test_a_killed_run_goes_on(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole shards are not made again; the result is that of a run that was not killed."""
-    module = sys.modules["openwafer.data.prepare"]
+    module = sys.modules["openwafer.data.tokenized_text"]
     real, made = module.write_shard, []
 
     def dying(folder: Path, name: str, **kwargs: Any) -> Any:

@@ -12,7 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from openwafer.data.subwords import SubwordTokenizer, train_bpe, train_wordpiece
-from openwafer.data.tokenizers import ByteTokenizer, Tokenizer, WordTokenizer, load_tokenizer
+from openwafer.data.tokenizer_files import load_tokenizer
+from openwafer.data.tokenizers import ByteTokenizer, Tokenizer, WordTokenizer
 from openwafer.errors import ConfigError, DataError
 
 LINES = [f"the {word} of unhappy cats, walking {word}s" for word in ("king", "queen", "song")] * 9

@@ -172,6 +172,24 @@ def moments(state: dict[str, Any], gradient: Tensor) -> tuple[Tensor, Tensor]:
     return state["m"], state["v"]
 
 
+@pytest.mark.parametrize(("momentum", "centered"), [(0.0, False), (0.9, False), (0.9, True)])
+def test_rmsprop_as_tensorflow_has_it(momentum: float, centered: bool) -> None:
+    """The rate changes in every step, which tells the two forms of momentum apart."""
+
+    def update(w: Tensor, g: Tensor, state: Any, t: int, rate: float, decay: float) -> Tensor:
+        g = g + decay * w
+        state["s"] = 0.9 * state.get("s", 1.0) + 0.1 * g**2
+        state["a"] = 0.9 * state.get("a", 0.0) + 0.1 * g
+        variance = state["s"] - state["a"] ** 2 if centered else state["s"]
+        state["b"] = momentum * state.get("b", 0.0) + rate * g / (variance + 1e-4).sqrt()
+        return w - state["b"]
+
+    config = config_for(
+        "rmsprop", alpha=0.9, eps=1e-4, momentum=momentum, centered=centered, as_tensorflow=True
+    )
+    assert_same(train(config, [list(SHAPES)]), slowly(config, update))
+
+
 @pytest.mark.parametrize("amsgrad", [False, True])
 def test_adamw_without_bias_correction(amsgrad: bool) -> None:
     def update(w: Tensor, g: Tensor, state: Any, t: int, rate: float, decay: float) -> Tensor:
@@ -255,6 +273,7 @@ STATE_CASES: list[tuple[OptimizerType, Hyperparameters]] = [
     ("adamw", AdamWOptions(correct_bias=True)),
     ("lamb", LambOptions(adam=True)),
     ("rmsprop", RMSpropOptions(momentum=0.9, centered=True)),
+    ("rmsprop", RMSpropOptions(centered=True, as_tensorflow=True)),
     ("sgd", SGDOptions(momentum=0.9)),
 ]
 

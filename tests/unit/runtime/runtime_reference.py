@@ -281,7 +281,7 @@ def batches_like(batch: Any, count: int, seed: int = 0) -> list[Any]:
 
     def another(leaf: Any) -> Any:
         if leaf.is_floating_point():
-            return torch.randn(leaf.shape, generator=generator)
+            return torch.randn(leaf.shape, generator=generator, dtype=leaf.dtype)
         order = torch.randperm(leaf.numel(), generator=generator)
         return leaf.reshape(-1)[order].reshape(leaf.shape)
 

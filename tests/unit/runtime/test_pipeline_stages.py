@@ -15,6 +15,7 @@ from runtime_reference import Setup, batches_like, optimizer_config, run_steps
 from openwafer.errors import PlanError
 from openwafer.runtime.executor import Executor
 from openwafer.runtime.stages.cuts import joined_layers
+from openwafer.runtime.stages.executor import PipelineStages
 from openwafer.runtime.stages.layout import lay_out
 from openwafer.runtime.stages.schedule import ScheduleName, stages_per_process
 from openwafer.zoo.catalog import family_of, load, model_config
@@ -102,6 +103,28 @@ def test_a_loss_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
     assert not applied
     assert same
     assert "the batch itself" in reason
+
+
+def parts(executor: Executor, setup: Setup) -> list[tuple[list[str], list[str]]]:
+    """After a step: names of what each of two processes is sent of a state to load."""
+    assert isinstance(executor, PipelineStages)
+    executor.train_step([setup.batch, setup.batch], step=0)
+    state = executor.state()
+    found = [executor._part(state, process) for process in range(2)]
+    return [(sorted(part.model), sorted(part.optimizer)) for part in found]
+
+
+def test_a_process_is_sent_its_part_of_a_state(gpt: Setup, tmp_path: Path) -> None:
+    """Every weight and its optimizer state is for one of them (none is tied across the cut)."""
+    processes = Processes(tmp_path, 2, drive, gpt, CLIPPED, "1f1b", 1, parts)
+    first, second = processes.results()[0]
+    weights = {parameter.name for parameter in gpt.train.program.parameters}
+    for one, other in zip(first, second, strict=True):
+        held, theirs = weights & set(one), weights & set(other)
+        assert held | theirs == weights
+        assert not held & theirs
+        assert held
+        assert theirs
 
 
 # ---------------------------------------------------------------- reference models

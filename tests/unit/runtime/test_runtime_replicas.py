@@ -36,6 +36,10 @@ from openwafer.runtime.stores.store import Shard
 
 STEPS, MICROBATCHES = 3, 4
 
+IN_DOUBLE = {"multihead attention"}
+"""Cases with a gradient that is zero but for rounding (a key's bias), which Adam divides by its own
+size: in float64 the rounding is nothing beside `eps`."""
+
 Run = Callable[[Executor, Setup], Any]
 
 
@@ -89,7 +93,8 @@ def assert_like_one_process(
         setup, config, steps_and_state, where, **options
     )
     for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours.loss, theirs.loss, rtol=2e-6, atol=1e-7)
+        # Losses travel in fp32.
+        torch.testing.assert_close(ours.loss, theirs.loss.float(), rtol=2e-6, atol=1e-7)
         assert (ours.applied, ours.loss_scale) == (theirs.applied, theirs.loss_scale)
         assert ours.grad_norm == (theirs.grad_norm and pytest.approx(theirs.grad_norm, rel=2e-6))
     if evaluated is not None:
@@ -138,7 +143,10 @@ def test_kinds_of_models(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_every_kind_of_model(name: str, tmp_path: Path) -> None:
-    setup = Setup(*model_of(name))
+    model, batch = model_of(name)
+    if name in IN_DOUBLE:
+        model, batch = model.double(), tuple(tensor.double() for tensor in batch)
+    setup = Setup(model, batch)
     try:
         refuse_changing_buffers(setup.workload(CONFIGS["adamw"]))
     except PlanError:

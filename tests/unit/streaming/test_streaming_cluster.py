@@ -90,13 +90,19 @@ def cluster(
     num_workers: int,
     make_loader: MakeLoader,
     settings: StreamSettings = FAST,
+    *,
+    worker_settings: StreamSettings = FAST,
     **options: Any,
 ) -> Iterator[tuple[Coordinator, list[WorkerThread]]]:
     secret = auth.read_secret(secret_file)
     with Coordinator(LOCAL, num_workers, secret, settings=settings) as coordinator:
         address = coordinator.address
         workers = [
-            WorkerThread(rank, address, num_workers, secret_file, make_loader, **options)
+            WorkerThread(
+                *(rank, address, num_workers, secret_file, make_loader),
+                settings=worker_settings,
+                **options,
+            )
             for rank in range(1, num_workers + 1)
         ]
         for worker in workers:
@@ -537,3 +543,49 @@ def test_an_address_that_a_killed_run_left_is_looked_up_again(tmp_path: Path) ->
     worker.join(60)
     assert not worker.is_alive()
     assert worker.error is None
+
+
+def test_files_of_a_killed_run_whose_address_is_another_runs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Secret and address are of a run that was killed under the same SLURM step name, and another
+    run's coordinator listens there by now: the worker waits for its own to write both anew."""
+    secret_file, other = tmp_path / "secret", tmp_path / "other"
+    auth.create_secret(secret_file)
+    meeting = secret_file.with_suffix(".address")
+    worker = WorkerThread(1, "10.0.0.1:9000", 1, secret_file, digits)
+    worker.environment = TaskEnvironment(rank=1, num_tasks=2, secret_file=secret_file)
+    with Coordinator(LOCAL, 1, auth.create_secret(other), settings=FAST) as stranger:
+        meeting.write_text(stranger.address)
+        worker.start()
+        until(lambda: any("tries again" in message for message in caplog.messages))
+        # Its own coordinator comes: the new secret first, then the new address.
+        secret = auth.create_secret(secret_file)
+        with Coordinator(LOCAL, 1, secret, settings=FAST) as coordinator:
+            meeting.write_text(coordinator.address)
+            assert values(coordinator.source("eval").epoch(0)) == alone("eval", 0)
+        worker.join(60)
+    assert not worker.is_alive()
+    assert worker.error is None
+
+
+def test_a_worker_whose_files_stay_another_runs_says_so_in_the_end(tmp_path: Path) -> None:
+    secret_file, other = tmp_path / "secret", tmp_path / "other"
+    auth.create_secret(secret_file)
+    place = TaskEnvironment(rank=1, num_tasks=2, secret_file=secret_file)
+    settings = StreamSettings(connect_timeout_seconds=0.6)
+    with Coordinator(LOCAL, 1, auth.create_secret(other), settings=FAST) as stranger:
+        secret_file.with_suffix(".address").write_text(stranger.address)
+        with pytest.raises(auth.RefusedError, match="does not know this run's secret"):
+            run_worker(lambda mode: BatchSequence([1], seed=0), LOCAL, place, settings=settings)
+
+
+def test_a_given_secret_that_does_not_fit_is_refused_at_once(
+    secret_file: Path, tmp_path: Path
+) -> None:
+    """A launcher's secret is never an old one: there is nothing to wait for."""
+    other = auth.create_secret(tmp_path / "other")
+    with Coordinator(LOCAL, 1, other, settings=FAST) as coordinator:
+        worker = WorkerThread(1, coordinator.address, 1, secret_file, digits)
+        worker.run()
+    assert isinstance(worker.error, auth.RefusedError)

@@ -24,8 +24,8 @@ class AdamWOptimizer(tf.compat.v1.train.Optimizer):
         learning_rate: a number, or a tensor of the global step.
         exclude_from_weight_decay: regular expressions; a variable in whose name one is found does
             not decay.
-        use_bias_correction: divide m by 1 - beta1^t and v by 1 - beta2^t; epsilon stays beside the
-            √v that is not corrected, as in TensorFlow's Adam.
+        use_bias_correction: divide m by 1 - beta1^t and v by 1 - beta2^t, t being the global step
+            from 1 on; epsilon is beside the √v that is corrected, as in PyTorch's AdamW.
     """
 
     def __init__(
@@ -78,20 +78,23 @@ class AdamWOptimizer(tf.compat.v1.train.Optimizer):
 
     def _rate(self: Any) -> Any:
         rate = self.learning_rate() if callable(self.learning_rate) else self.learning_rate
-        rate = tf.cast(rate, tf.float32)
+        return tf.cast(rate, tf.float32)
+
+    def _corrected(self: Any, average: Any, beta: float) -> Any:
+        """An average that began with 0, as if it had not. In float64: 1 - 0.999 has only four
+        digits in float32."""
         if not self.use_bias_correction:
-            return rate
-        count = tf.cast(self._step, tf.float32) + 1.0
-        return rate * tf.sqrt(1.0 - self.beta2**count) / (1.0 - self.beta1**count)
+            return average
+        count = tf.cast(self._step, tf.float64) + 1.0
+        return average / tf.cast(1.0 - tf.constant(beta, tf.float64) ** count, tf.float32)
 
     def _update(self: Any, grad: Any, var: Any) -> Any:
         m, v = self.get_slot(var, "m"), self.get_slot(var, "v")
         new_m = m.assign(self.beta1 * m + (1.0 - self.beta1) * grad)
         new_v = v.assign(self.beta2 * v + (1.0 - self.beta2) * tf.square(grad))
         rate = self._rate()
-        step = rate * new_m / (tf.sqrt(new_v) + self.epsilon)
+        mean, square = self._corrected(new_m, self.beta1), self._corrected(new_v, self.beta2)
+        step = rate * mean / (tf.sqrt(square) + self.epsilon)
         if self.decays(var.op.name):
-            # The decay is not corrected: it is of the weight, not of an average.
-            plain = self.learning_rate() if callable(self.learning_rate) else self.learning_rate
-            step = step + tf.cast(plain, tf.float32) * self.weight_decay_rate * var
+            step = step + rate * self.weight_decay_rate * var
         return tf.group(var.assign_sub(step), new_m, new_v)

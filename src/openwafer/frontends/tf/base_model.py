@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+from openwafer.errors import ConfigError
 from openwafer.frontends.tf.library import tf
 
 __all__ = ["TFBaseModel"]
@@ -20,11 +21,22 @@ class TFBaseModel(ABC):
     """A model in parts, which a model_fn puts together.
 
     Args:
-        mixed_precision: 16-bit compute with float32 variables; `policy` is then for Keras layers.
+        mixed_precision: 16-bit compute with float32 variables: True is `mixed_float16`, as
+            documented; "mixed_bfloat16" is what a CPU computes fast. `policy` is for Keras layers:
+            `Dense(8, dtype=self.policy)`.
+
+    Raises:
+        ConfigError: another name.
     """
 
-    def __init__(self, mixed_precision: bool = False) -> None:
-        name = "mixed_float16" if mixed_precision else "float32"
+    def __init__(self, mixed_precision: bool | str = False) -> None:
+        names = {True: "mixed_float16", False: "float32"}
+        name = names.get(mixed_precision, mixed_precision)  # type: ignore[call-overload]
+        if name not in (*names.values(), "mixed_bfloat16"):
+            raise ConfigError(
+                f"mixed_precision is {mixed_precision!r}",
+                allowed='True (mixed_float16), False, "mixed_bfloat16"',
+            )
         self.policy: Any = tf.keras.mixed_precision.Policy(name)
 
     def __call__(self, features: Any, mode: str) -> Any:

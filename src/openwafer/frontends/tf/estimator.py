@@ -21,6 +21,7 @@ from openwafer.frontends.tf.compiled_run import CompiledRuns
 from openwafer.frontends.tf.estimator_spec import for_tensorflow
 from openwafer.frontends.tf.library import tf
 from openwafer.frontends.tf.run_config import CSRunConfig
+from openwafer.frontends.tf.run_setup import RunSetup
 from openwafer.plan.text import plan_text
 from openwafer.train.hooks import Hooks
 from openwafer.train.progress import configure_logging
@@ -80,13 +81,15 @@ class CerebrasEstimator(tf.estimator.Estimator):
 
     def _compiled(self) -> CompiledRuns:
         return CompiledRuns(
-            call=self._call_own_model_fn,
-            params=self.params,
-            config=self._own_config,
-            model_dir=Path(self.model_dir),
-            compile_dir=self._compile_dir,
-            name=getattr(self._own_model_fn, "__name__", type(self._own_model_fn).__name__),
-            warm_start=self._warm_start,
+            RunSetup(
+                call=self._call_own_model_fn,
+                params=self.params,
+                config=self._own_config,
+                model_dir=Path(self.model_dir),
+                compile_dir=self._compile_dir,
+                name=getattr(self._own_model_fn, "__name__", type(self._own_model_fn).__name__),
+                warm_start=self._warm_start,
+            )
         )
 
     def _call_own_model_fn(self, features: Any, labels: Any, mode: str) -> Any:

@@ -72,6 +72,8 @@ def _chain(tensor: Any, raw: frozenset[str]) -> _Chain:
         operation = tensor.op
         if operation.type in _PASSES_ON:
             tensor = operation.inputs[0]
+        elif operation.type == "UnsortedSegmentSum" and operation.inputs[0].name in raw:
+            tensor = operation.inputs[0]  # of an embedding: IndexedSlices made a tensor
         elif (side := _scalar_side(operation)) is not None:
             factors.append((operation.inputs[side], operation))
             tensor = operation.inputs[1 - side]

@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from openwafer.frontends.tf.model_graph import as_batch
 from openwafer.frontends.tf.ops.table import DTYPES
 from openwafer.frontends.torch.blame import user_line_of
 from openwafer.streaming.loader import BatchSequence
+from openwafer.streaming.randomness import result_of
 from openwafer.streaming.shard import Shard
 
 __all__ = ["InputFn", "InputFunction", "example_batch"]
@@ -106,11 +108,13 @@ class _Dataset:
         return self._size
 
     def __iter__(self) -> Iterator[Any]:
-        with _session(self._graph) as session:
+        # Python functions of a dataset run in threads of TensorFlow, and may be sequences with
+        # random numbers of their own.
+        with _session(self._graph) as session, ThreadPoolExecutor(1, "tf.data") as reader:
             session.run([self._tables, self._start])
             while True:
                 try:
-                    element = session.run(self._next)
+                    element = result_of(reader.submit(session.run, self._next))
                 except tf.errors.OutOfRangeError:
                     return
                 yield pytree.tree_map(_tensor, element)

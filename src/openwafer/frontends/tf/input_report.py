@@ -7,6 +7,7 @@ read one after the other. Does not measure anything.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +24,7 @@ _PASSES_ON = ("OptionsDataset", "ModelDataset", "FiniteRepeatDataset", "RepeatDa
 
 def slow_spots(graph: Any) -> list[str]:
     """One line for each, with the user's own line, for the datasets in a graph."""
-    datasets = [o for o in graph.get_operations() if o.type.endswith(("Dataset", "DatasetV2"))]
+    datasets = [operation for operation in graph.get_operations() if _is_dataset(operation)]
     inside = {tensor.op for operation in datasets for tensor in operation.inputs}
     spots: list[str] = []
     for last in (operation for operation in datasets if operation not in inside):
@@ -63,9 +64,12 @@ def _upstream(operation: Any) -> Iterator[Any]:
     current: Any = operation
     while current is not None:
         yield current
-        current = next(
-            (t.op for t in current.inputs if t.op.type.endswith(("Dataset", "DatasetV2"))), None
-        )
+        current = next((t.op for t in current.inputs if _is_dataset(t.op)), None)
+
+
+def _is_dataset(operation: Any) -> bool:
+    """Of any version: ParallelInterleaveDatasetV4."""
+    return re.search(r"Dataset(V\d+)?$", operation.type) is not None
 
 
 def _reads_several_files(operation: Any) -> bool:

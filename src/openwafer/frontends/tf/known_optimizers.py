@@ -23,6 +23,7 @@ from openwafer.config.hyperparameters import (
     AdamWOptions,
     Hyperparameters,
     OptimizerType,
+    RMSpropOptions,
     SGDOptions,
 )
 from openwafer.errors import CaptureError
@@ -119,6 +120,25 @@ def _adagrad(optimizer: Any, names: Sequence[str]) -> KnownOptimizer:
     )
 
 
+def _rmsprop(optimizer: Any, names: Sequence[str]) -> KnownOptimizer:
+    centered = bool(optimizer._centered)
+    slots = {"square_avg": "rms", "momentum_buffer": "momentum"}
+    return KnownOptimizer(
+        optimizer_type="rmsprop",
+        hyperparameters=RMSpropOptions(
+            alpha=_number(optimizer, optimizer._decay, "decay"),
+            momentum=_number(optimizer, optimizer._momentum, "momentum"),
+            eps=_number(optimizer, optimizer._epsilon, "epsilon"),
+            centered=centered,
+            as_tensorflow=True,
+        ),
+        rate=optimizer._learning_rate,
+        slots=slots | {"grad_avg": "mg"} if centered else slots,
+        # Rows that a batch does not name keep their averages.
+        sparse=False,
+    )
+
+
 def _adam(optimizer: Any, names: Sequence[str]) -> KnownOptimizer:
     beta1 = _number(optimizer, optimizer._beta1, "beta1")
     beta2 = _number(optimizer, optimizer._beta2, "beta2")
@@ -138,13 +158,7 @@ def _adam(optimizer: Any, names: Sequence[str]) -> KnownOptimizer:
 
 
 def _adamw(optimizer: Any, names: Sequence[str]) -> KnownOptimizer:
-    beta1, beta2 = (_number(optimizer, b, "a beta") for b in (optimizer.beta1, optimizer.beta2))
-    corrects, decay = optimizer.use_bias_correction, float(optimizer.weight_decay_rate)
-    if corrects and decay:
-        raise CaptureError(
-            "AdamWOptimizer with use_bias_correction and a weight decay is not compiled",
-            allowed="one of them",
-        )
+    decay = float(optimizer.weight_decay_rate)
     spared = tuple(name for name in names if not optimizer.decays(name))
     decaying = set(names) - set(spared)
     # The runtime spares every name that contains one of these.
@@ -156,15 +170,15 @@ def _adamw(optimizer: Any, names: Sequence[str]) -> KnownOptimizer:
         )
     return KnownOptimizer(
         optimizer_type="adamw",
+        # Plain numbers: this optimizer computes 1 - beta before it rounds to float32.
         hyperparameters=AdamWOptions(
-            beta1=beta1,
-            beta2=beta2,
-            eps=_number(optimizer, optimizer.epsilon, "epsilon"),
-            correct_bias=False,
+            beta1=float(optimizer.beta1),
+            beta2=float(optimizer.beta2),
+            eps=float(optimizer.epsilon),
+            correct_bias=bool(optimizer.use_bias_correction),
         ),
         rate=optimizer.learning_rate,
         slots={"exp_avg": "m", "exp_avg_sq": "v"},
-        rate_factor=bias_correction(beta1, beta2) if corrects else _no_factor,
         weight_decay_rate=decay,
         exclude_from_weight_decay=spared,
     )
@@ -181,4 +195,5 @@ _KNOWN: dict[type, Callable[[Any, Sequence[str]], KnownOptimizer]] = {
     _train.AdamOptimizer: _adam,
     _train.GradientDescentOptimizer: _sgd,
     _train.MomentumOptimizer: _momentum,
+    _train.RMSPropOptimizer: _rmsprop,
 }

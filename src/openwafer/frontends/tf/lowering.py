@@ -17,11 +17,20 @@ from torch.fx import traceback as fx_traceback
 from openwafer.errors import UnsupportedOpError, nearest
 from openwafer.frontends.tf.nodes import Node, TensorGraph
 from openwafer.frontends.tf.ops import LOWERINGS
-from openwafer.frontends.tf.ops.table import DTYPES, CannotLowerError, Operand, torch_dtype
+from openwafer.frontends.tf.ops.table import (
+    DTYPES,
+    CannotLowerError,
+    Operand,
+    tensor,
+    torch_dtype,
+)
 from openwafer.frontends.torch.capture import flatten_batch
 from openwafer.kernels.refusal import Refusal, refusals_text
 
 __all__ = ["SITE_KEY", "GraphModule", "refuse_unknown"]
+
+_MOST_READ_AS_NUMBERS = 1024
+"""Elements of a constant."""
 
 SITE_KEY = "tensorflow_site"
 """Under which a captured node's metadata hold its `Site`."""
@@ -65,7 +74,7 @@ class GraphModule(nn.Module):
     def _sources(self, batch: Any) -> dict[str, Operand]:
         graph = self._graph[0]
         held, leaves = _held(self), flatten_batch(batch)
-        values: dict[str, Operand] = dict(graph.constants)
+        values = _constants(graph)
         values |= {tensor: held[name] for tensor, name in graph.reads.items() if name in held}
         values |= {tensor: leaves[path] for tensor, path in graph.inputs.items()}
         return values
@@ -75,6 +84,17 @@ class GraphModule(nn.Module):
         if how != "assign":
             new = buffer + new if how == "add" else buffer - new
         buffer.copy_(new)
+
+
+def _constants(graph: TensorGraph) -> dict[str, Operand]:
+    """Small ones as arrays, since lowerings read axes and sizes from them; of a large one, such as
+    a mask that every block adds, the operations share one tensor."""
+    return {
+        name: tensor(array)
+        if array.size > _MOST_READ_AS_NUMBERS and array.dtype.name in DTYPES
+        else array
+        for name, array in graph.constants.items()
+    }
 
 
 def _as_tensor(value: Operand) -> torch.Tensor:
@@ -107,7 +127,7 @@ def refuse_unknown(graph: TensorGraph, batch: Any) -> None:
     """
     held, leaves = _held(GraphModule(graph, {})), flatten_batch(batch)
     values: dict[str, Operand] = {
-        **graph.constants,
+        **_constants(graph),
         **{tensor: held[name] for tensor, name in graph.reads.items() if name in held},
         **{t: leaves[path].to("meta") for t, path in graph.inputs.items()},
     }

@@ -3,10 +3,12 @@
 Decides these forms, each a function that looks at one node and what it is computed from. Nothing
 depends on a form being found: its parts are operations of their own, with the same result.
 
-    Dense                   BiasAdd(MatMul(x, w), b)
+    Dense                   BiasAdd(MatMul(x, w), b), perhaps with a reshape of the product between
     Dropout                 where(random ≥ rate, x · 1/(1 - rate), 0), or with a product for where
     MeanSparseCrossEntropy  the mean of SparseSoftmaxCrossEntropyWithLogits, in its two spellings
-    LayerNorm               FusedBatchNorm of a tensor's rows as channels, · gamma + beta
+    LayerNorm               FusedBatchNorm of a tensor's rows as channels, · gamma + beta; or the
+                            moments of the rows, and x · f + (beta - mean · f) with the factor
+                            f = rsqrt(variance + epsilon) · gamma
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -82,6 +85,14 @@ class _View:
         first = value.reshape(-1)[0]
         return float(first) if bool((value == first).all()) else None
 
+    def is_over_rows(self, reduction: Node) -> bool:
+        """Whether it reduces the last dimension alone, and keeps it."""
+        axes = self.constants.get(reduction.inputs[1])
+        shape = reduction.shapes[0]
+        if axes is None or shape is None or not reduction.attribute("keep_dims"):
+            return False
+        return [int(axis) % len(shape) for axis in axes.reshape(-1)] == [len(shape) - 1]
+
     def split(self, node: Node) -> list[tuple[str, str]]:
         """Both orders of a node's two inputs."""
         first, second = node.inputs
@@ -95,11 +106,19 @@ class _View:
 def _dense(view: _View, node: Node) -> Node | None:
     if node.kind != "BiasAdd" or node.attribute("data_format") == b"NCHW":
         return None
-    product = view.maker(node.inputs[0], "MatMul")
-    if product is None:
+    product = view.maker(node.inputs[0], "MatMul", "Reshape")
+    if product is not None and product.kind == "Reshape":
+        # Keras multiplies rows where there are more dimensions; the lowering gives them back.
+        product = view.maker(product.inputs[0], "MatMul")
+    if product is None or not _same_width(product, node):
         return None
     own = {name: product.attribute(name) for name in ("transpose_a", "transpose_b")}
     return replace(node, kind="Dense", inputs=(*product.inputs, node.inputs[1]), own=own)
+
+
+def _same_width(node: Node, other: Node) -> bool:
+    widths = [each.shapes[0][-1] if each.shapes[0] else None for each in (node, other)]
+    return widths[0] is not None and widths[0] == widths[1]
 
 
 def _dropout(view: _View, node: Node) -> Node | None:
@@ -199,6 +218,59 @@ def _layer_norm(view: _View, node: Node) -> Node | None:
     return None
 
 
+def _spelled_layer_norm(view: _View, node: Node) -> Node | None:
+    """tf.nn.moments and tf.nn.batch_normalization: Keras, where epsilon is too small to fuse."""
+    if node.kind not in _ADDS:
+        return None
+    for scaled, shift in view.split(node):
+        product, difference = view.maker(scaled, "Mul"), view.maker(shift, "Sub")
+        moved = view.maker(difference.inputs[1], "Mul") if difference else None
+        if product is None or difference is None or moved is None:
+            continue
+        for x, factor in view.split(product):
+            found = _row_factor(view, x, factor)
+            if found is None or {*moved.inputs} != {found.mean, factor}:
+                continue
+            inputs = (x, found.gamma, difference.inputs[0])
+            return replace(node, kind="LayerNorm", inputs=inputs, own={"epsilon": found.epsilon})
+    return None
+
+
+class _RowFactor(NamedTuple):
+    """rsqrt(variance + epsilon) · gamma, of the last dimension."""
+
+    mean: str
+    gamma: str
+    epsilon: float
+
+
+def _row_factor(view: _View, x: str, name: str) -> _RowFactor | None:
+    factor = view.maker(name, "Mul", alone=False)
+    for root, gamma in view.split(factor) if factor else ():
+        inverse = view.maker(root, "Rsqrt")
+        shifted = view.maker(inverse.inputs[0], *_ADDS) if inverse else None
+        for variance, epsilon in view.split(shifted) if shifted else ():
+            number, mean = view.number(epsilon), _mean_in_variance(view, x, variance)
+            if number is not None and mean:
+                return _RowFactor(mean, gamma, number)
+    return None
+
+
+def _mean_in_variance(view: _View, x: str, name: str) -> str:
+    """The mean of x's rows in the mean of their squared differences from it; "" if it is not."""
+    variance = view.maker(name, "Mean")
+    squares = view.maker(variance.inputs[0], "SquaredDifference") if variance else None
+    if variance is None or squares is None or x not in squares.inputs:
+        return ""
+    other = next((each for each in squares.inputs if each != x), "")
+    held = view.maker(other, "StopGradient")
+    mean = view.maker(held.inputs[0] if held else other, "Mean", alone=False)
+    if mean is None or mean.inputs[0] != x:
+        return ""
+    rows = all(view.is_over_rows(reduction) for reduction in (variance, mean))
+    return mean.outputs[0] if rows else ""
+
+
 def _is_plain_norm(view: _View, norm: Node) -> bool:
     return (
         bool(norm.attribute("is_training"))
@@ -213,4 +285,5 @@ _FORMS: tuple[Callable[[_View, Node], Node | None], ...] = (
     _dropout,
     _mean_cross_entropy,
     _layer_norm,
+    _spelled_layer_norm,
 )

@@ -1,17 +1,19 @@
 """What a train_op does to the variables of a model.
 
 Decides how the parts are put together: the optimizer, its rate at each step, loss scale and
-clipping, and the variables that change besides the weights. Whatever else a train_op would change
-is refused, so that nothing is left out in silence. Does not decide what a gradient goes through
-(gradient_chain.py) or what an optimizer is (known_optimizers.py).
+clipping, accumulation, and the variables that change besides the weights. Whatever else a train_op
+would change is refused, so that nothing is left out in silence. Does not decide what a gradient
+goes through (gradient_chain.py), what an optimizer is (known_optimizers.py) or what stands around
+it (optimizer_wrappers.py).
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from openwafer.config.optimizer import OptimizerConfig
@@ -23,8 +25,10 @@ from openwafer.frontends.tf.known_optimizers import KnownOptimizer, known_optimi
 from openwafer.frontends.tf.learning_rate import function_of_step
 from openwafer.frontends.tf.library import tf
 from openwafer.frontends.tf.model_graph import ModelGraph
+from openwafer.frontends.tf.optimizer_wrappers import LossScaling, around
 from openwafer.frontends.tf.places import user_line
 from openwafer.frontends.tf.recording import ApplyCall, GradientCall
+from openwafer.frontends.tf.skipped_steps import StepsBehind
 
 __all__ = ["TrainOp", "understand_train_op"]
 
@@ -41,6 +45,15 @@ _HOW = {
 }
 
 
+_INSTEAD = {
+    "AdamW": "openwafer.tf.AdamWOptimizer",
+    "Adagrad": "tf.compat.v1.train.AdagradOptimizer",
+    "RMSprop": "tf.compat.v1.train.RMSPropOptimizer",
+    "SGD": "tf.compat.v1.train.MomentumOptimizer",
+}
+"""Where to go from an optimizer of Keras."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainOp:
     """A train_op, understood.
@@ -50,6 +63,7 @@ class TrainOp:
     trained: the variables with a gradient, by name. updates: (variable, how, tensor) of others.
     slots: weight → torch's name of a state → the variable that holds it, all by name.
     powers: names of the variables with the powers of `known.powers`.
+    loss_scale: an entry of the runtime's loss scale → the variable that holds it, by name.
     """
 
     optimizer: OptimizerConfig
@@ -59,10 +73,12 @@ class TrainOp:
     known: KnownOptimizer
     slots: Mapping[str, Mapping[str, str]]
     powers: tuple[str, ...]
+    loss_scale: Mapping[str, str] = field(default_factory=dict[str, str])
 
-    def learning_rate_from(self, lag: int) -> Callable[[int], float]:
-        """The rate to use at a global step where the optimizer has seen `lag` steps fewer."""
-        return lambda step: self.learning_rate_at(step) * self.known.rate_factor(step - lag)
+    def learning_rate_from(self, behind: StepsBehind) -> Callable[[int], float]:
+        """The rate to use at a global step where the optimizer has seen fewer steps."""
+        factor = self.known.rate_factor
+        return lambda step: self.learning_rate_at(step) * factor(step - behind.num_steps)
 
     @property
     def trained_names(self) -> frozenset[str]:
@@ -80,15 +96,14 @@ def understand_train_op(model: ModelGraph) -> TrainOp:
     cone = ancestors([model.spec.train_op], control=True)
     call = _only_update(model, {operation.name for operation in cone})
     pairs = [(g, v) for g, v in call.gradients_and_variables if g is not None]
-    try:
+    with _at_line_of(model, call):
         known = known_optimizer(call.optimizer, [variable.op.name for _, variable in pairs])
-    except CaptureError as error:
-        error.where = error.where or _line_of(model, call)
-        raise
     gradients = [gradient for gradient, _ in pairs]
     source = _source(model, gradients)
     rule = gradient_rule(model.graph, gradients, source.gradients)
-    loss_scale = _loss_scale(model, source, rule)
+    with _at_line_of(model, call):
+        wrappers = around(call, source, model.graph)
+    scaling = _scaling(model, source, rule, wrappers.scaling)
     _check_sparse(known, pairs, rule)
     rate = function_of_step(model.graph, model.global_step, known.rate)
     optimizer = OptimizerConfig(
@@ -97,7 +112,8 @@ def understand_train_op(model: ModelGraph) -> TrainOp:
         learning_rate=Constant(learning_rate=rate(0)),
         weight_decay_rate=known.weight_decay_rate,
         exclude_from_weight_decay=known.exclude_from_weight_decay,
-        loss_scaling_factor=loss_scale if loss_scale != 1 else None,
+        grad_accum_steps=wrappers.num_batches,
+        **scaling.options,
         max_gradient_norm=rule.max_norm,
         max_gradient_value=rule.max_value,
     )
@@ -116,12 +132,15 @@ def understand_train_op(model: ModelGraph) -> TrainOp:
             for variable in trained
         },
         powers=_powers(model, call.optimizer) if known.powers else (),
+        loss_scale=scaling.variables,
     )
 
 
 def _only_update(model: ModelGraph, cone: set[str]) -> ApplyCall:
     """The one call of `apply_gradients` that the train_op runs."""
     calls = [call for call in model.recording.updates if call.operations & cone]
+    if not calls and model.recording.foreign:
+        raise _of_keras(model, model.recording.foreign[-1])
     if len(calls) != 1:
         what = "several optimizers" if calls else "no optimizer of tf.compat.v1.train"
         file, line = user_line(getattr(model.spec.train_op, "op", model.spec.train_op))
@@ -140,6 +159,28 @@ def _only_update(model: ModelGraph, cone: set[str]) -> ApplyCall:
             "apply_gradients",
         )
     return call
+
+
+def _of_keras(model: ModelGraph, optimizer: Any) -> CaptureError:
+    file, line = user_line(getattr(model.spec.train_op, "op", model.spec.train_op))
+    name = type(optimizer).__name__
+    return CaptureError(
+        f"the train_op is of tf.keras.optimizers.{name}",
+        where=f"{file}:{line}" if file else "",
+        allowed="an optimizer of tf.compat.v1.train, or openwafer.tf.Trainer",
+        hint=f"{_INSTEAD.get(name, 'tf.compat.v1.train.AdamOptimizer')}"
+        "(rate).minimize(loss, global_step=tf.compat.v1.train.get_global_step())",
+    )
+
+
+@contextmanager
+def _at_line_of(model: ModelGraph, call: ApplyCall) -> Generator[None]:
+    """An error without a place is at the line that applied the gradients."""
+    try:
+        yield
+    except CaptureError as error:
+        error.where = error.where or _line_of(model, call)
+        raise
 
 
 def _line_of(model: ModelGraph, call: ApplyCall) -> str:
@@ -164,7 +205,19 @@ def _source(model: ModelGraph, gradients: list[Any]) -> GradientCall:
     return calls[0]
 
 
-def _loss_scale(model: ModelGraph, source: GradientCall, rule: GradientRule) -> float:
+def _scaling(
+    model: ModelGraph, source: GradientCall, rule: GradientRule, declared: LossScaling
+) -> LossScaling:
+    """The loss scale: of an optimizer around the one that updates, or written out."""
+    written = _written_scale(model, source, rule)
+    if written == 1:
+        return declared
+    if declared.options:
+        raise CaptureError("the loss is scaled twice", allowed="one loss scale")
+    return LossScaling(options={"loss_scaling_factor": written})
+
+
+def _written_scale(model: ModelGraph, source: GradientCall, rule: GradientRule) -> float:
     """The factor between the loss that model_fn returned and the one that is derived."""
     derived, returned = source.losses[0], model.spec.loss
     scale = 1.0

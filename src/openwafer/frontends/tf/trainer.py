@@ -1,8 +1,9 @@
 """`Trainer`: the train_op of a model from the `optimizer` section of a parameter file.
 
-Decides which of TensorFlow's optimizers a type is, and the order of loss scale, clipping and
-update. Does not decide what a learning rate is at a step: the schedules are those of the PyTorch
-models (config/schedule.py), so that one parameter file trains both alike.
+Decides which of TensorFlow's optimizers a type is, and the order of loss scale, accumulation,
+clipping and update. Does not decide what a learning rate is at a step: the schedules are those of
+the PyTorch models (config/schedule.py), so that one parameter file trains both alike; nor which
+keys there are (trainer_options.py).
 
 Source of names and defaults: sections 2.5 and 4.4 of the fact sheet (CS-2 software 1.6).
 """
@@ -10,61 +11,19 @@ Source of names and defaults: sections 2.5 and 4.4 of the fact sheet (CS-2 softw
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from openwafer.config.schedule import Constant, build_schedule
-from openwafer.config.schema import KeyPath, Report, build, limits
-from openwafer.errors import ConfigError
+from openwafer.config.schedule import Constant
 from openwafer.frontends.tf.adamw import AdamWOptimizer
+from openwafer.frontends.tf.grad_accum import GradAccumOptimizer
 from openwafer.frontends.tf.library import tf
+from openwafer.frontends.tf.loss_scale import CSDynamicLossScale, wrap_optimizer
+from openwafer.frontends.tf.trainer_options import read_options
 from openwafer.optim.schedule import learning_rate_at
 
-__all__ = ["Trainer", "TrainerOptions"]
-
-_AT_LEAST_0 = limits(minimum=0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainerOptions:
-    """The `optimizer` section, but for `learning_rate`."""
-
-    optimizer_type: Literal["sgd", "momentum", "adam", "adamw", "rmsprop"] = field(
-        metadata=limits(ignore_case=True)
-    )
-    """Which optimizer."""
-    momentum: float = field(default=0.9, metadata=_AT_LEAST_0)
-    """Of momentum."""
-    beta1: float = field(default=0.9, metadata=limits(minimum=0, below=1))
-    """Of adam and adamw."""
-    beta2: float = field(default=0.999, metadata=limits(minimum=0, below=1))
-    """Of adam and adamw."""
-    epsilon: float | None = field(default=None, metadata=_AT_LEAST_0)
-    """Of adam, adamw and rmsprop; null: 1e-5 with mixed precision, else 1e-8."""
-    use_bias_correction: bool = False
-    """Of adamw."""
-    weight_decay_rate: float = field(default=0.0, metadata=_AT_LEAST_0)
-    """Of adamw."""
-    exclude_from_weight_decay: tuple[str, ...] = ("LayerNorm", "layer_norm", "bias", "Bias")
-    """Parts of names that do not decay."""
-    rmsprop_decay: float = field(default=0.9, metadata=_AT_LEAST_0)
-    """Of rmsprop."""
-    rmsprop_momentum: float = field(default=0.0, metadata=_AT_LEAST_0)
-    """Of rmsprop."""
-    loss_scaling_factor: float = field(default=1.0, metadata=limits(above=0))
-    """Factor of the loss before the backward pass; divided out again."""
-    max_gradient_norm: float = field(default=0.0, metadata=_AT_LEAST_0)
-    """Clip gradients to this global norm; 0 is off."""
-    max_gradient_value: float = field(default=0.0, metadata=_AT_LEAST_0)
-    """Clip every element to this magnitude; 0 is off."""
-    grad_accum_steps: int = field(default=1, metadata=limits(minimum=1, maximum=1))
-    """Batches for an update; only 1 for TensorFlow models."""
-    disable_lr_steps_reset: bool = False
-    """Show the global step to every schedule of a list."""
-    log_summaries: bool = False
-    """Write the learning rate and the norm of the gradients (TensorFlow itself)."""
+__all__ = ["Trainer"]
 
 
 class Trainer:
@@ -82,33 +41,13 @@ class Trainer:
     def __init__(
         self, params: Mapping[str, Any], tf_summary: bool = False, mixed_precision: bool = False
     ) -> None:
-        report = Report()
-        options = build(
-            TrainerOptions,
-            params,
-            path=("optimizer",),
-            locate=_place,
-            report=report,
-            passed_over=("learning_rate", "log_grads", "log_hists", "ws_summary"),
-        )
-        schedule = build_schedule(
-            params.get("learning_rate"),
-            path=("optimizer", "learning_rate"),
-            locate=_place,
-            report=report,
-            disable_lr_steps_reset=bool(params.get("disable_lr_steps_reset")),
-        )
-        report.raise_if_any()
-        assert options is not None, "a section failed without a report"
-        assert schedule is not None, "a schedule failed without a report"
-        if options.max_gradient_norm and options.max_gradient_value:
-            raise ConfigError(
-                "`max_gradient_norm` and `max_gradient_value` exclude each other", where="optimizer"
-            )
+        options, schedule = read_options(params)
         self._options, self._schedule = options, schedule
         default = 1e-5 if mixed_precision else 1e-8
         self._epsilon = default if options.epsilon is None else options.epsilon
         self._optimizer: Any = None
+        self._loss_scale: Any = None
+        self._rate: Any = None
         self._global_norm: Any = None
 
     @property
@@ -120,12 +59,15 @@ class Trainer:
 
     @property
     def gradient_global_norm(self) -> Any:
-        """The norm before clipping; None where nothing clips by it."""
+        """The norm before clipping; None where nothing asks for it, or before `build_train_ops`."""
         return self._global_norm
 
     @property
-    def loss_scale_value(self) -> float:
-        return self._options.loss_scaling_factor
+    def loss_scale_value(self) -> Any:
+        """The loss scale: a number, or a tensor where it is dynamic."""
+        if not self._is_dynamic:
+            return self._options.loss_scaling_factor
+        return self._scale_of_the_run()()
 
     @property
     def grad_accum_steps(self) -> int:
@@ -139,10 +81,43 @@ class Trainer:
         return self.grad_accum_steps > 1
 
     def uses_loss_scaling(self) -> bool:
-        return self.loss_scale_value != 1
+        return self._options.loss_scaling_factor != 1
+
+    @property
+    def _is_dynamic(self) -> bool:
+        return isinstance(self._options.loss_scaling_factor, str)
+
+    def _scale_of_the_run(self) -> Any:
+        """A number, or a LossScale, made on first use: its variables are made with it."""
+        if self._loss_scale is None:
+            self._loss_scale = self._make_loss_scale()
+        return self._loss_scale
+
+    def _make_loss_scale(self) -> Any:
+        options = self._options
+        if options.loss_scaling_factor == "tf_dynamic":
+            return tf.compat.v1.mixed_precision.DynamicLossScale(
+                options.initial_loss_scale, options.steps_per_increase
+            )
+        if options.loss_scaling_factor == "dynamic":
+            return CSDynamicLossScale(
+                options.initial_loss_scale,
+                options.steps_per_increase,
+                2.0,
+                options.min_loss_scale,
+                options.max_loss_scale,
+                options.overflow_tolerance,
+            )
+        return options.loss_scaling_factor
 
     def get_learning_rate(self) -> Any:
-        """The rate at the global step: a number where it never changes, else a tensor."""
+        """The rate at the global step: a number where it never changes, else a tensor, the same one
+        each time: two would read the global step at two moments."""
+        if self._rate is None:
+            self._rate = self._make_rate()
+        return self._rate
+
+    def _make_rate(self) -> Any:
         if isinstance(self._schedule, Constant):
             return self._schedule.learning_rate
 
@@ -155,7 +130,13 @@ class Trainer:
         return rate
 
     def build_optimizer(self) -> Any:
-        """The optimizer of `optimizer_type`."""
+        """The optimizer of `optimizer_type`, with the loss scale and the accumulation asked for."""
+        optimizer = wrap_optimizer(self._plain_optimizer(), self._scale_of_the_run())
+        if self.is_grad_accum():
+            return GradAccumOptimizer(optimizer, self.grad_accum_steps)
+        return optimizer
+
+    def _plain_optimizer(self) -> Any:
         options, rate, v1 = self._options, self.get_learning_rate(), tf.compat.v1.train
         kind = options.optimizer_type
         if kind == "sgd":
@@ -181,8 +162,8 @@ class Trainer:
         """Gradients, clipped as the section says."""
         options = self._options
         if options.max_gradient_norm:
-            clipped, self._global_norm = tf.clip_by_global_norm(
-                gradients, options.max_gradient_norm
+            clipped, _ = tf.clip_by_global_norm(
+                gradients, options.max_gradient_norm, self._global_norm
             )
             return list(clipped)
         if options.max_gradient_value:
@@ -191,26 +172,40 @@ class Trainer:
         return gradients
 
     def build_train_ops(self, loss: Any) -> Any:
-        """The train_op: gradients of the scaled loss, unscaled, clipped and applied, after the
-        updates of batch statistics."""
-        scale = self.loss_scale_value
-        pairs = self.optimizer.compute_gradients(loss * scale if scale != 1 else loss)
-        pairs = [(gradient, variable) for gradient, variable in pairs if gradient is not None]
+        """The train_op: gradients of the scaled loss, unscaled, averaged over the batches of a
+        step, clipped and applied, after the updates of batch statistics."""
+        optimizer, arguments = self.optimizer, {}
+        pairs = [(g, v) for g, v in optimizer.compute_gradients(loss) if g is not None]
         # The rows of an embedding are summed first, so that a norm is that of the whole gradient.
-        gradients = [tf.convert_to_tensor(gradient) for gradient, _ in pairs]
-        if scale != 1:
-            gradients = [gradient / scale for gradient in gradients]
-        gradients = self.clip_gradients(gradients)
+        pairs = [(tf.convert_to_tensor(gradient), variable) for gradient, variable in pairs]
+        if self.is_grad_accum():
+            pairs = optimizer.accumulate(pairs)
+        gradients, variables = [g for g, _ in pairs], [v for _, v in pairs]
+        if self._options.max_gradient_norm or self._is_dynamic or self.log_summaries:
+            self._global_norm = tf.linalg.global_norm(gradients)
+        if self._is_dynamic:
+            arguments["global_norm"] = self._global_norm
+        pairs = list(zip(self.clip_gradients(gradients), variables, strict=True))
+        shown = self._summaries(gradients, variables)
+        for tag, value in shown.items():
+            tf.compat.v1.summary.scalar(tag, value)
+        apply = optimizer.apply_mean if self.is_grad_accum() else optimizer.apply_gradients
         step = tf.compat.v1.train.get_or_create_global_step()
         updates = tf.compat.v1.get_collection(tf.compat.v1.GraphKeys.UPDATE_OPS)
+        # What is shown is read before anything changes.
+        with tf.control_dependencies([*updates, *shown.values()]):
+            return apply(pairs, global_step=step, **arguments)
+
+    def _summaries(self, gradients: list[Any], variables: list[Any]) -> dict[str, Any]:
+        """The documented tags, for TensorFlow itself."""
+        shown: dict[str, Any] = {}
         if self.log_summaries:
-            tf.compat.v1.summary.scalar("train/lr", self.get_learning_rate())
-            if self._global_norm is not None:
-                tf.compat.v1.summary.scalar("train/unclipped_grad_norm", self._global_norm)
-        with tf.control_dependencies(updates):
-            applied = zip(gradients, (variable for _, variable in pairs), strict=True)
-            return self.optimizer.apply_gradients(applied, global_step=step)
-
-
-def _place(path: KeyPath) -> str:
-    return ".".join(map(str, path))
+            shown["train/lr"] = tf.convert_to_tensor(self.get_learning_rate())
+            shown["train/unclipped_grad_norm"] = self._global_norm
+            if self.uses_loss_scaling():
+                shown["train/loss_scale"] = tf.convert_to_tensor(self.loss_scale_value)
+        if self._options.ws_summary:
+            zeros = [tf.size(g) - tf.math.count_nonzero(g, dtype=tf.int32) for g in gradients]
+            shown["train/grad_num_zeros"] = tf.add_n(zeros)
+            shown["train/params_norm"] = tf.linalg.global_norm(variables)
+        return shown

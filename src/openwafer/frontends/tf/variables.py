@@ -48,7 +48,12 @@ def model_state(values: Mapping[str, Array], train_op: TrainOp | None, *, step: 
     for weight, slots in train_op.slots.items() if train_op else ():
         held = {key: torch.from_numpy(np.array(values[name])) for key, name in slots.items()}
         optimizer[weight] = {"step": torch.tensor(float(step)), **held}
-    return ModelState(model=tensors_of(values), optimizer=optimizer, loss_scale={})
+    scale: dict[str, float] = {}
+    if train_op and train_op.loss_scale:
+        # TensorFlow's own rule keeps no count of overflows.
+        scale = {"num_overflows": 0.0}
+        scale |= {key: float(values[name]) for key, name in train_op.loss_scale.items()}
+    return ModelState(model=tensors_of(values), optimizer=optimizer, loss_scale=scale)
 
 
 def variable_values(
@@ -64,6 +69,8 @@ def variable_values(
         values |= {name: state.optimizer[weight][key].numpy() for key, name in slots.items()}
     for name, beta in zip(train_op.powers, train_op.known.powers, strict=True):
         values[name] = np.asarray(beta ** (step - lag + 1), dtype=np.float32)
+    for key, name in train_op.loss_scale.items():
+        values[name] = np.asarray(state.loss_scale[key], dtype=before[name].dtype)
     values["global_step"] = np.asarray(step, dtype=before["global_step"].dtype)
     return values
 

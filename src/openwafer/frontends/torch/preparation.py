@@ -36,6 +36,7 @@ from openwafer.runtime.executor import Batch
 from openwafer.runtime.microbatches import split_batch
 from openwafer.runtime.process_group import ComputeGroup
 from openwafer.runtime.stages.layout import choose_split
+from openwafer.streaming import tasks
 from openwafer.streaming.loader import BatchSequence
 from openwafer.streaming.shard import Shard
 from openwafer.train.evaluation import samples_in
@@ -116,10 +117,16 @@ class PreparedModel:
 
 
 def _weights_in_files(config: RunConfig) -> AbstractContextManager[Any]:
-    """A model whose weights are to be in a store on disk is built there, not in memory."""
+    """Where little of a model is to stay in memory, it is built in files: where a store on disk
+    takes its weights, and in a process that keeps only its own stages of them."""
     folder = StreamingRules(weight_store=config.weight_store).folder
-    builds = config.use_cs and config.execution_mode != "layer_pipelined"
-    return WeightsInFiles(folder) if builds and folder and folder.is_dir() else nullcontext()
+    streams = config.use_cs and config.execution_mode != "layer_pipelined"
+    if streams and folder and folder.is_dir():
+        return WeightsInFiles(folder)
+    if config.num_stages > 1 and tasks.current().role == "peer":
+        above = config.model_dir.absolute()
+        return WeightsInFiles(next(path for path in (above, *above.parents) if path.is_dir()))
+    return nullcontext()
 
 
 def _num_parts(params: Params, example: Batch | None) -> int:

@@ -36,7 +36,7 @@ from openwafer.runtime.replicas import (
     refuse_changing_buffers,
     serve_replica,
 )
-from openwafer.runtime.stages.executor import PipelineStages, serve
+from openwafer.runtime.stages.executor import PipelineStages, own_part, serve
 from openwafer.runtime.stages.layout import PipelineLayout, lay_out, layer_cost
 from openwafer.runtime.timing.timeline import NO_RECORDER, Recorder
 from openwafer.runtime.weight_streaming import WeightStreaming
@@ -156,12 +156,15 @@ def serve_stages(
         serve_replica(executor, group)
     else:
         workload = _workload(compiled, evaluation, modules, rules)
-        serve(workload, _layout(workload, compiled, rules), group)
+        layout = _layout(workload, compiled, rules)
+        workload = own_part(workload, layout, group.rank)
+        _forget_weights(modules)
+        serve(workload, layout, group)
 
 
 def _forget_weights(modules: Mapping[str, nn.Module]) -> None:
-    """Let go of what the user's modules hold: the store has this process's part of it, and no user
-    code runs here any more."""
+    """Let go of what the user's modules hold: this process has its own part of it elsewhere, and no
+    user code runs here any more."""
     for module in modules.values():
         for parameter in module.parameters():
             parameter.data = parameter.data.new_empty(0)

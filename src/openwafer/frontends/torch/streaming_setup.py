@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from openwafer.runtime.memory.host_memory import (
     give_back_freed_memory,
     keep_freed_memory,
     process_bytes,
+    reusing_freed_memory,
 )
 from openwafer.runtime.memory.layer_memory import model_memory
 from openwafer.runtime.memory.spill import DiskSpill, HostSpill, Spill
@@ -93,7 +95,8 @@ def make_weight_streaming(
         PlanError: the step does not fit the budget, or the store's folder cannot be used.
     """
     parts = _parts(workload, layers)
-    if _counts_process(workload, rules) and rules.device_memory_bytes is not None:
+    limited = _counts_process(workload, rules) and rules.device_memory_bytes is not None
+    if limited and rules.device_memory_bytes is not None:
         give_back_freed_memory(kept_bytes=int(KEPT_SHARE * rules.device_memory_bytes))
     elif workload.device.type == "cpu":
         keep_freed_memory()
@@ -121,6 +124,7 @@ def make_weight_streaming(
             memory=memory,
             recorder=recorder,
             replica=replica,
+            temporaries=reusing_freed_memory if limited else nullcontext,
         ),
     )
 

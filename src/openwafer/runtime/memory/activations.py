@@ -91,6 +91,10 @@ class Activations:
             for microbatch in range(num_microbatches):
                 self._spill.ask((index, microbatch))
 
+    def stays(self, index: int) -> bool:
+        """Whether anything of layer `index` stays in memory until its backward pass."""
+        return self._policies[index] != "spill"
+
     def recomputes(self, index: int) -> bool:
         return self._policies[index] == "recompute"
 

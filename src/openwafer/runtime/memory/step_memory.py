@@ -170,6 +170,7 @@ def plan_step(
     num_microbatches: int,
     budget_bytes: int | None = None,
     fixed: Mapping[str, int] | None = None,
+    kept_share: float = 0.0,
     spills_elsewhere: bool = False,
 ) -> StepPlan:
     """The fastest way that fits: everything kept, else the last layers kept (they are needed first)
@@ -180,13 +181,15 @@ def plan_step(
         prefetch_depth: the most layers to fetch ahead; less where that makes a step fit.
         budget_bytes: of device memory; None for no limit.
         fixed: bytes in use besides the step, by purpose.
+        kept_share: of the budget, for freed memory that is not given back at once.
         spills_elsewhere: spilled tensors leave the memory that the budget is of.
 
     Raises:
         PlanError: nothing fits; says what is short and what would make it fit.
     """
     fixed_bytes = sum((fixed or {}).values())
-    limit = None if budget_bytes is None else int(budget_bytes * (1 - MARGIN)) - fixed_bytes
+    usable = 1 - MARGIN - kept_share
+    limit = None if budget_bytes is None else int(budget_bytes * usable) - fixed_bytes
     smallest: StepPlan | None = None
     for depth in range(prefetch_depth, -1, -1) if limit is not None else (prefetch_depth,):
 
@@ -209,7 +212,8 @@ def plan_step(
                 smallest = found
     assert smallest is not None
     assert budget_bytes is not None
-    raise _does_not_fit(smallest, choice, budget_bytes, fixed or {})
+    needed = int((smallest.memory.peak_bytes + fixed_bytes) / usable) + 1
+    raise _does_not_fit(smallest, choice, needed, budget_bytes, fixed or {})
 
 
 def _ways(choice: ActivationChoice, elsewhere: bool, *, limited: bool) -> tuple[Policy, ...]:
@@ -248,9 +252,12 @@ def _most_kept(
 
 
 def _does_not_fit(
-    plan: StepPlan, choice: ActivationChoice, budget_bytes: int, fixed: Mapping[str, int]
+    plan: StepPlan,
+    choice: ActivationChoice,
+    needed: int,
+    budget_bytes: int,
+    fixed: Mapping[str, int],
 ) -> PlanError:
-    needed = int((plan.memory.peak_bytes + sum(fixed.values())) / (1 - MARGIN)) + 1
     parts = {**plan.memory.parts, **fixed}
     largest = sorted(parts.items(), key=lambda part: -part[1])
     listed = ", ".join(f"{name} {_mebibytes(size)}" for name, size in largest if size)

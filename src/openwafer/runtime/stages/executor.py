@@ -15,6 +15,7 @@ Messages from rank 0, by `ComputeGroup.send_tree`:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from openwafer.runtime.stages.layout import PipelineLayout
 from openwafer.runtime.stages.process import PipelineProcess
 from openwafer.runtime.workload import Workload, mean_of, state_dict_of
 
-__all__ = ["PipelineStages", "serve"]
+__all__ = ["PipelineStages", "own_part", "serve"]
 
 
 class PipelineStages(Executor):
@@ -132,8 +133,23 @@ class PipelineStages(Executor):
         return whole
 
     def load_state(self, state: ModelState, *, weights_only: bool = False) -> None:
-        self._group.tell_to_load(state, weights_only=weights_only)
+        self._group.tell_to_load(
+            lambda rank: self._part(state, rank % self._layout.num_stages),
+            weights_only=weights_only,
+        )
         self._process.load_state(state, weights_only=weights_only)
+
+    def _part(self, state: ModelState, process: int) -> ModelState:
+        """What a process holds of a state: it may have no room for the whole."""
+        layout, programs = self._layout, self._workload.programs()
+        held = {n for n in self._workload.weights if layout.holds_weight(process, n)}
+        buffers = [b for program in programs for b in program.buffers]
+        read = {b.name for b in buffers if layout.holds_buffer(process, b.node)}
+        return ModelState(
+            model={n: value for n, value in state.model.items() if n in held or n in read},
+            optimizer={n: entries for n, entries in state.optimizer.items() if n in held},
+            loss_scale=state.loss_scale,
+        )
 
     def explain_nonfinite(self, microbatches: Sequence[Batch], *, step: int) -> str:
         """With all weights fetched here: it happens once, and then the run ends."""
@@ -153,6 +169,17 @@ class PipelineStages(Executor):
     def close(self) -> None:
         self._group.dismiss()
         self._group.close()
+
+
+def own_part(workload: Workload, layout: PipelineLayout, rank: int) -> Workload:
+    """A workload with copies of the weights and buffers of one rank's stages, and no others."""
+    process = rank % layout.num_stages
+    weights, buffers = workload.weights.items(), workload.buffers.items()
+    return replace(
+        workload,
+        weights={n: value.clone() for n, value in weights if layout.holds_weight(process, n)},
+        buffers={n: value.clone() for n, value in buffers if layout.holds_buffer(process, n)},
+    )
 
 
 def serve(workload: Workload, layout: PipelineLayout, group: ComputeGroup) -> None:

@@ -48,6 +48,16 @@ class PipelineLayout:
         assert found is not None
         return found
 
+    def holds_weight(self, process: int, name: str) -> bool:
+        """Whether a process reads a weight. One that no layer reads is the first's."""
+        return process in self.main.holders.get(name, (0,))
+
+    def holds_buffer(self, process: int, node: str) -> bool:
+        """Whether a process reads a buffer (by node), or answers for it."""
+        forms = [form for form in (self.train, self.evaluation) if form is not None]
+        read = any(node in s.buffers for form in forms for s in form.of_process(process))
+        return read or self.owner(node) == process
+
     def owner(self, name: str) -> int:
         """The process that answers for a weight (by name) or a buffer (by node)."""
         for form in (self.train, self.evaluation):

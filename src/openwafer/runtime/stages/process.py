@@ -58,13 +58,13 @@ class PipelineProcess:
         self.weights = {
             name: weight.detach().to(group.device)
             for name, weight in workload.weights.items()
-            if self._holds_weight(name)
+            if layout.holds_weight(self.process, name)
         }
         self._copies = WeightCopies(self.weights)
         self.buffers = {
             node: buffer.detach().to(group.device)
             for node, buffer in workload.buffers.items()
-            if self._holds_buffer(node)
+            if layout.holds_buffer(self.process, node)
         }
         self._split: SplitParts = {}
         self._tables: dict[int, tuple[tuple[Action, ...], ...]] = {}
@@ -80,14 +80,6 @@ class PipelineProcess:
             if self.trained:
                 held = {name: self.weights[name] for name in self.trained}
                 self._optimizer = build_optimizer(workload.optimizer, held)
-
-    def _holds_weight(self, name: str) -> bool:
-        return self.process in self.layout.main.holders.get(name, (0,))
-
-    def _holds_buffer(self, node: str) -> bool:
-        forms = [form for form in (self.layout.train, self.layout.evaluation) if form is not None]
-        read = any(node in s.buffers for f in forms for s in f.of_process(self.process))
-        return read or self.owns(node)
 
     def owns(self, name: str) -> bool:
         """Whether this process answers for a weight (by name) or buffer (by node)."""

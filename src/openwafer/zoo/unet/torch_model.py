@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from openwafer.config.schema import limits
 from openwafer.errors import ConfigError, nearest
 from openwafer.layers import create_initializer
-from openwafer.layers.activations import ACTIVATIONS, Activation
+from openwafer.layers.activations import ACTIVATIONS
 from openwafer.zoo.losses import weighted_loss
 from openwafer.zoo.model import SIZE, Batch, Logits, ModelConfig, ZooModel
 
-__all__ = ["UNetConfig", "UNetModel", "pixel_weights"]
+__all__ = ["UNetConfig", "UNetModel", "check_config", "nonlinearity_name", "pixel_weights"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ class UNetModel(ZooModel[UNetConfig]):
     [batch, class, height, width]."""
 
     def __init__(self, config: UNetConfig) -> None:
-        _check(config)
+        check_config(config)
         super().__init__(config)
         channels = config.image_shape[0]
         self.initial_conv = None
@@ -143,7 +143,7 @@ class Convolution(nn.Module):
         self.conv = nn.Conv2d(
             in_channels, out_channels, size, padding=size // 2, bias=config.enable_bias
         )
-        self.nonlinearity = _nonlinearity(config.nonlinearity)
+        self.nonlinearity = ACTIVATIONS[nonlinearity_name(config.nonlinearity)]
 
     def forward(self, image: Tensor) -> Tensor:
         """[batch, in_channels, height, width] → [batch, out_channels, height, width]."""
@@ -192,8 +192,13 @@ def pixel_weights(batch: Batch) -> Tensor | None:
     return (batch["unique_ids"] >= 0).float()[:, None, None].expand(labels.shape)
 
 
-def _nonlinearity(name: str) -> Activation:
-    plain = {known.replace("_", ""): function for known, function in ACTIVATIONS.items()}
+def nonlinearity_name(name: str) -> str:
+    """The activation that `nonlinearity` means: `LeakyReLU` is `leaky_relu`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    plain = {known.replace("_", ""): known for known in ACTIVATIONS}
     wanted = name.lower().replace("_", "")
     if wanted not in plain:
         raise ConfigError(
@@ -205,8 +210,12 @@ def _nonlinearity(name: str) -> Activation:
     return plain[wanted]
 
 
-def _check(config: UNetConfig) -> None:
-    """Raises: ConfigError: numbers of blocks or an image that do not fit together."""
+def check_config(config: UNetConfig) -> None:
+    """Check what no single key shows.
+
+    Raises:
+        ConfigError: numbers of blocks or an image that do not fit together.
+    """
     num_halvings = len(config.decoder_filters)
     if len(config.encoder_filters) != num_halvings + 1:
         raise ConfigError(

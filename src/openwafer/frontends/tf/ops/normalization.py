@@ -44,5 +44,7 @@ def fused_batch_norm(
 @OPS.enter("LayerNorm")
 def layer_norm(node: Node, x: Tensor, gamma: Operand, beta: Operand) -> Tensor:
     """Over the last dimension; of rewriting.py."""
-    weight, bias = tensor(gamma), tensor(beta)
-    return F.layer_norm(x, [x.shape[-1]], weight, bias, node.attribute("epsilon"))
+    weight, bias, size = tensor(gamma), tensor(beta), [x.shape[-1]]
+    if [*weight.shape] == size == [*bias.shape]:
+        return F.layer_norm(x, size, weight, bias, node.attribute("epsilon"))
+    return F.layer_norm(x, size, eps=node.attribute("epsilon")) * weight + bias

@@ -1,6 +1,7 @@
 """Products of matrices.
 
-`Dense` is `BiasAdd(MatMul(x, w), b)`, which rewriting.py puts together: one kernel takes it.
+`Dense` is `BiasAdd(MatMul(x, w), b)`, which rewriting.py puts together: one kernel takes it. Its
+result has the shape of the sum.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ def dense(node: Node, a: Operand, b: Operand, bias: Operand) -> Tensor:
     if node.attribute("transpose_a"):
         left = left.t()
     if node.attribute("transpose_b"):
-        return F.linear(left, right, tensor(bias))
-    return torch.addmm(tensor(bias), left, right)
+        return F.linear(left, right, tensor(bias)).reshape(node.shape())
+    return torch.addmm(tensor(bias), left, right).reshape(node.shape())
 
 
 @OPS.enter("BatchMatMul", "BatchMatMulV2", "BatchMatMulV3")

@@ -1,0 +1,39 @@
+"""The documented TFRecord processors of release 1.6, on tf.data.
+
+Decides the names. `Processor(params["train_input"]).create_tf_dataset(is_training, input_context)`
+gives batches of (features, labels); `train_input_fn` and its siblings choose the processor by the
+section's `data_processor`.
+"""
+
+from openwafer.frontends.tf.processors.base import TfRecordsProcessor, shard_dataset
+from openwafer.frontends.tf.processors.documented import (
+    BertMlmOnlyTfRecordsDynamicMaskProcessor,
+    BertMlmOnlyTfRecordsStaticMaskProcessor,
+    BertSumTfRecordsProcessor,
+    BertTfRecordsProcessor,
+    GptTfRecordsProcessor,
+    NerDataProcessor,
+    QuestionAnsweringDataProcessor,
+    UNetTfRecordsProcessor,
+)
+from openwafer.frontends.tf.processors.input_functions import (
+    eval_input_fn,
+    predict_input_fn,
+    train_input_fn,
+)
+
+__all__ = [
+    "BertMlmOnlyTfRecordsDynamicMaskProcessor",
+    "BertMlmOnlyTfRecordsStaticMaskProcessor",
+    "BertSumTfRecordsProcessor",
+    "BertTfRecordsProcessor",
+    "GptTfRecordsProcessor",
+    "NerDataProcessor",
+    "QuestionAnsweringDataProcessor",
+    "TfRecordsProcessor",
+    "UNetTfRecordsProcessor",
+    "eval_input_fn",
+    "predict_input_fn",
+    "shard_dataset",
+    "train_input_fn",
+]

@@ -1,0 +1,1 @@
+"""What the zoo's TensorFlow models share: names, layers, losses, and how one is run."""

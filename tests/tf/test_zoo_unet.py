@@ -1,0 +1,33 @@
+"""U-Net in TensorFlow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed: make test-tf")
+
+from zoo_harness import MOMENTUM, check_modes, check_twin  # noqa: E402
+
+NAME = "unet/tiny"
+OTHER_FORM = [
+    "model.initial_conv_filters=4",
+    "model.convs_per_block=[3x3_conv, 1x1_conv]",
+    "model.skip_connect=False",
+    "model.enable_bias=False",
+    "model.downscale_method=avg_pool",
+    "model.nonlinearity=LeakyReLU",
+    "model.initializer=kaiming_normal",
+]
+
+
+@pytest.mark.parametrize("overrides", [[], OTHER_FORM], ids=["tiny", "other form"])
+def test_as_in_pytorch(overrides: list[str]) -> None:
+    check_twin(NAME, overrides)
+    check_twin(NAME, overrides, optimizer=MOMENTUM)
+
+
+@pytest.mark.parametrize("steps", [4, pytest.param(50, marks=pytest.mark.slow)])
+def test_all_modes_alike(tmp_path: Path, steps: int) -> None:
+    check_modes(NAME, tmp_path, steps=steps)
