@@ -75,9 +75,9 @@ class Ledger:
                 self.returned[rank] = worker
             else:
                 self.workers[rank] = worker
+            thread.start()  # before anyone who closes can see it and wait for its end
             self.threads.append(thread)
             self.changed.notify_all()
-        thread.start()
 
     def present(self) -> list[int]:
         """Ranks of the workers that are connected."""

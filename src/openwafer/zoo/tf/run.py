@@ -47,6 +47,7 @@ _NOT_THERE = (
     "steps_per_epoch",
     "device_memory",
     "activations",
+    "checkpoint_shard_size",
     "fabric_config_file",
     "save_stream_size",
     "enable_summaries",
