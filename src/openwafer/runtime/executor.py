@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["Batch", "Executor", "ModelState", "StepResult"]
+__all__ = ["Batch", "Executor", "ExecutorAround", "ModelState", "StepResult"]
 
 Batch = Any
 """What the user's data loader yields: a tensor, or a tuple, list or dict of them, nested."""
@@ -103,3 +103,34 @@ class Executor(ABC):
     def close(self) -> None:
         """Free threads and files."""
         return
+
+
+class ExecutorAround(Executor):
+    """Another executor, passed through; what is different is overridden."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+
+    def train_step(self, microbatches: Sequence[Batch], *, step: int) -> StepResult:
+        return self._executor.train_step(microbatches, step=step)
+
+    def eval_step(self, batch: Batch, *, step: int) -> StepResult:
+        return self._executor.eval_step(batch, step=step)
+
+    def state(self) -> ModelState:
+        return self._executor.state()
+
+    def borrowed_state(self) -> ModelState:
+        return self._executor.borrowed_state()
+
+    def load_state(self, state: ModelState, *, weights_only: bool = False) -> None:
+        self._executor.load_state(state, weights_only=weights_only)
+
+    def explain_nonfinite(self, microbatches: Sequence[Batch], *, step: int) -> str:
+        return self._executor.explain_nonfinite(microbatches, step=step)
+
+    def counters(self) -> Mapping[str, int]:
+        return self._executor.counters()
+
+    def close(self) -> None:
+        self._executor.close()

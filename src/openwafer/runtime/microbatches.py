@@ -8,12 +8,12 @@ part's number. Does not decide into how many (pipeline_layout.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch.utils import _pytree as pytree
 
-from openwafer.runtime.executor import Batch, Executor, ModelState, StepResult
+from openwafer.runtime.executor import Batch, Executor, ExecutorAround, StepResult
 
 __all__ = ["SplitBatches", "split_batch"]
 
@@ -39,11 +39,12 @@ def split_batch(batch: Batch, num_parts: int) -> list[Batch]:
     ]
 
 
-class SplitBatches(Executor):
+class SplitBatches(ExecutorAround):
     """An executor whose training batches are split before it takes them; evaluation's are not."""
 
     def __init__(self, executor: Executor, num_parts: int) -> None:
-        self._executor, self._num_parts = executor, num_parts
+        super().__init__(executor)
+        self._num_parts = num_parts
         self._trained_last = True
 
     def _split(self, batches: Sequence[Batch]) -> list[Batch]:
@@ -51,27 +52,12 @@ class SplitBatches(Executor):
 
     def train_step(self, microbatches: Sequence[Batch], *, step: int) -> StepResult:
         self._trained_last = True
-        return self._executor.train_step(self._split(microbatches), step=step)
+        return super().train_step(self._split(microbatches), step=step)
 
     def eval_step(self, batch: Batch, *, step: int) -> StepResult:
         self._trained_last = False
-        return self._executor.eval_step(batch, step=step)
-
-    def state(self) -> ModelState:
-        return self._executor.state()
-
-    def borrowed_state(self) -> ModelState:
-        return self._executor.borrowed_state()
-
-    def load_state(self, state: ModelState, *, weights_only: bool = False) -> None:
-        self._executor.load_state(state, weights_only=weights_only)
+        return super().eval_step(batch, step=step)
 
     def explain_nonfinite(self, microbatches: Sequence[Batch], *, step: int) -> str:
         given = self._split(microbatches) if self._trained_last else microbatches
-        return self._executor.explain_nonfinite(given, step=step)
-
-    def counters(self) -> Mapping[str, int]:
-        return self._executor.counters()
-
-    def close(self) -> None:
-        self._executor.close()
+        return super().explain_nonfinite(given, step=step)

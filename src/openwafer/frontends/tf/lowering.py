@@ -126,8 +126,9 @@ def refuse_unknown(graph: TensorGraph, batch: Any) -> None:
         UnsupportedOpError: with a refusal for each of them.
     """
     held, leaves = _held(GraphModule(graph, {})), flatten_batch(batch)
+    constants = _constants(graph).items()
     values: dict[str, Operand] = {
-        **_constants(graph),
+        **{name: c.to("meta") if isinstance(c, torch.Tensor) else c for name, c in constants},
         **{tensor: held[name] for tensor, name in graph.reads.items() if name in held},
         **{t: leaves[path].to("meta") for t, path in graph.inputs.items()},
     }

@@ -6,10 +6,10 @@ decide which step is skipped (runtime/update.py).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from openwafer.runtime.executor import Batch, Executor, ModelState, StepResult
+from openwafer.runtime.executor import Batch, Executor, ExecutorAround, StepResult
 
 __all__ = ["SkippedSteps", "StepsBehind"]
 
@@ -21,34 +21,14 @@ class StepsBehind:
     num_steps: int = 0
 
 
-class SkippedSteps(Executor):
+class SkippedSteps(ExecutorAround):
     """An executor that counts its steps without an update."""
 
     def __init__(self, executor: Executor, behind: StepsBehind) -> None:
-        self._executor, self._behind = executor, behind
+        super().__init__(executor)
+        self._behind = behind
 
     def train_step(self, microbatches: Sequence[Batch], *, step: int) -> StepResult:
-        result = self._executor.train_step(microbatches, step=step)
+        result = super().train_step(microbatches, step=step)
         self._behind.num_steps += not result.applied
         return result
-
-    def eval_step(self, batch: Batch, *, step: int) -> StepResult:
-        return self._executor.eval_step(batch, step=step)
-
-    def state(self) -> ModelState:
-        return self._executor.state()
-
-    def borrowed_state(self) -> ModelState:
-        return self._executor.borrowed_state()
-
-    def load_state(self, state: ModelState, *, weights_only: bool = False) -> None:
-        self._executor.load_state(state, weights_only=weights_only)
-
-    def explain_nonfinite(self, microbatches: Sequence[Batch], *, step: int) -> str:
-        return self._executor.explain_nonfinite(microbatches, step=step)
-
-    def counters(self) -> Mapping[str, int]:
-        return self._executor.counters()
-
-    def close(self) -> None:
-        self._executor.close()
