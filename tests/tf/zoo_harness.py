@@ -39,6 +39,9 @@ ADAMW: Mapping[str, Any] = {
     "weight_decay_rate": 0.01,
     "learning_rate": 1e-3,
 }
+SLOW_ADAMW: Mapping[str, Any] = {**ADAMW, "learning_rate": 1e-4}
+"""Where fifty steps of `ADAMW` make the rounding of two libraries grow beyond 1e-5."""
+
 MOMENTUM: Mapping[str, Any] = {"optimizer_type": "SGD", "momentum": 0.9, "learning_rate": 0.02}
 
 MODES: Mapping[str, Mapping[str, str]] = {
