@@ -10,17 +10,18 @@ documentation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+
+from openwafer.optim.own_optimizer import OwnOptimizer
 
 __all__ = ["Adafactor"]
 
 
-class Adafactor(Optimizer):
+class Adafactor(OwnOptimizer):
     """Squared gradients kept as row and column means.
 
     With rms(x) = √mean(x²), at update t = 1, 2, …:
@@ -56,59 +57,38 @@ class Adafactor(Optimizer):
         }
         super().__init__(params, defaults)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group and make the state of its parameters."""
-        super().add_param_group(param_group)
-        for weight in self.param_groups[-1]["params"]:
-            self.state[weight] = _initial_state(weight)
+    def initial_state(self, weight: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        step = torch.zeros((), dtype=torch.float32)
+        if weight.dim() < 2:
+            return {"step": step, "exp_avg_sq": torch.zeros_like(weight)}
+        return {
+            "step": step,
+            "exp_avg_sq_row": weight.new_zeros(weight.shape[:-1]),
+            "exp_avg_sq_col": weight.new_zeros((*weight.shape[:-2], weight.shape[-1])),
+        }
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    _update(weight, weight.grad, self.state[weight], group)
-        return loss
-
-
-def _initial_state(weight: Tensor) -> dict[str, Tensor]:
-    step = torch.zeros((), dtype=torch.float32)
-    if weight.dim() < 2:
-        return {"step": step, "exp_avg_sq": torch.zeros_like(weight)}
-    return {
-        "step": step,
-        "exp_avg_sq_row": weight.new_zeros(weight.shape[:-1]),
-        "exp_avg_sq_col": weight.new_zeros((*weight.shape[:-2], weight.shape[-1])),
-    }
-
-
-def _update(
-    weight: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]
-) -> None:
-    state["step"] += 1
-    keep = 1.0 - float(state["step"]) ** group["decay_rate"]
-    square = gradient.square().add_(group["eps"][0])
-    if weight.dim() < 2:
-        state["exp_avg_sq"].lerp_(square, 1.0 - keep)
-        update = state["exp_avg_sq"].rsqrt().mul_(gradient)
-    else:
-        row = state["exp_avg_sq_row"].lerp_(square.mean(dim=-1), 1.0 - keep)
-        column = state["exp_avg_sq_col"].lerp_(square.mean(dim=-2), 1.0 - keep)
-        row_factor = (row / row.mean(dim=-1, keepdim=True)).rsqrt_()
-        update = gradient * row_factor.unsqueeze(-1) * column.rsqrt().unsqueeze(-2)
-    # Stays a tensor: reading it on the host would wait for the device at every parameter.
-    rate = torch.full((), group["lr"], dtype=weight.dtype, device=weight.device)
-    if group["scale_parameter"]:
-        rate *= _rms(weight).clamp_(min=group["eps"][1])
-    update.div_((_rms(update) / group["clip_threshold"]).clamp_(min=1.0)).mul_(rate)
-    if group["weight_decay"] > 0:
-        weight.mul_(1.0 - group["weight_decay"] * rate)
-    weight.sub_(update)
+    def update(
+        self, weight: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]
+    ) -> None:
+        state["step"] += 1
+        keep = 1.0 - float(state["step"]) ** group["decay_rate"]
+        square = gradient.square().add_(group["eps"][0])
+        if weight.dim() < 2:
+            state["exp_avg_sq"].lerp_(square, 1.0 - keep)
+            update = state["exp_avg_sq"].rsqrt().mul_(gradient)
+        else:
+            row = state["exp_avg_sq_row"].lerp_(square.mean(dim=-1), 1.0 - keep)
+            column = state["exp_avg_sq_col"].lerp_(square.mean(dim=-2), 1.0 - keep)
+            row_factor = (row / row.mean(dim=-1, keepdim=True)).rsqrt_()
+            update = gradient * row_factor.unsqueeze(-1) * column.rsqrt().unsqueeze(-2)
+        # Stays a tensor: reading it on the host would wait for the device every time.
+        rate = torch.full((), group["lr"], dtype=weight.dtype, device=weight.device)
+        if group["scale_parameter"]:
+            rate *= _rms(weight).clamp_(min=group["eps"][1])
+        update.div_((_rms(update) / group["clip_threshold"]).clamp_(min=1.0)).mul_(rate)
+        if group["weight_decay"] > 0:
+            weight.mul_(1.0 - group["weight_decay"] * rate)
+        weight.sub_(update)
 
 
 def _rms(tensor: Tensor) -> Tensor:

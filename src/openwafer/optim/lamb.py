@@ -9,19 +9,20 @@ software 1.6 documentation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+
+from openwafer.optim.own_optimizer import OwnOptimizer
 
 __all__ = ["Lamb"]
 
 _MAX_WEIGHT_NORM = 10.0
 
 
-class Lamb(Optimizer):
+class Lamb(OwnOptimizer):
     """Layer-wise adaptive moments.
 
         m = β1·m + (1-β1)·g;  v = β2·v + (1-β2)·g²
@@ -50,44 +51,24 @@ class Lamb(Optimizer):
         }
         super().__init__(params, defaults)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group and make the state of its parameters."""
-        super().add_param_group(param_group)
-        for weight in self.param_groups[-1]["params"]:
-            self.state[weight] = {
-                "exp_avg": torch.zeros_like(weight),
-                "exp_avg_sq": torch.zeros_like(weight),
-            }
+    def initial_state(self, weight: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        return {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    _update(weight, weight.grad, self.state[weight], group)
-        return loss
-
-
-def _update(
-    weight: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]
-) -> None:
-    beta1, beta2 = group["betas"]
-    exp_avg, exp_avg_sq = state["exp_avg"], state["exp_avg_sq"]
-    exp_avg.lerp_(gradient, 1 - beta1)
-    exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    update = exp_avg / exp_avg_sq.sqrt().add_(group["eps"])
-    if group["weight_decay"] != 0:
-        update.add_(weight, alpha=group["weight_decay"])
-    if not group["adam"]:
-        # Stays a tensor: reading a norm on the host would wait for the device at every parameter.
-        weight_norm = torch.linalg.vector_norm(weight).clamp_(max=_MAX_WEIGHT_NORM)
-        update_norm = torch.linalg.vector_norm(update)
-        defined = (weight_norm > 0) & (update_norm > 0)
-        ratio = torch.where(defined, weight_norm / update_norm, torch.ones_like(weight_norm))
-        update.mul_(ratio)
-    weight.add_(update, alpha=-group["lr"])
+    def update(
+        self, weight: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]
+    ) -> None:
+        beta1, beta2 = group["betas"]
+        exp_avg, exp_avg_sq = state["exp_avg"], state["exp_avg_sq"]
+        exp_avg.lerp_(gradient, 1 - beta1)
+        exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        update = exp_avg / exp_avg_sq.sqrt().add_(group["eps"])
+        if group["weight_decay"] != 0:
+            update.add_(weight, alpha=group["weight_decay"])
+        if not group["adam"]:
+            # Stays a tensor: reading a norm on the host would wait for the device every time.
+            weight_norm = torch.linalg.vector_norm(weight).clamp_(max=_MAX_WEIGHT_NORM)
+            update_norm = torch.linalg.vector_norm(update)
+            defined = (weight_norm > 0) & (update_norm > 0)
+            ratio = torch.where(defined, weight_norm / update_norm, torch.ones_like(weight_norm))
+            update.mul_(ratio)
+        weight.add_(update, alpha=-group["lr"])

@@ -10,17 +10,18 @@ inside the momentum, and the running square begins at 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+
+from openwafer.optim.own_optimizer import OwnOptimizer
 
 __all__ = ["TensorFlowRMSprop"]
 
 
-class TensorFlowRMSprop(Optimizer):
+class TensorFlowRMSprop(OwnOptimizer):
     """g = gradient + weight_decay·w
         s = α·s + (1-α)·g²;  a = α·a + (1-α)·g (0 if not centered)
         b = momentum·b + lr·g / √(s - a² + eps)
@@ -50,41 +51,23 @@ class TensorFlowRMSprop(Optimizer):
         }
         super().__init__(params, defaults)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group and make the state of its parameters."""
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        for weight in group["params"]:
-            state = self.state[weight]
-            state["square_avg"] = torch.ones_like(weight)
-            state["momentum_buffer"] = torch.zeros_like(weight)
-            if group["centered"]:
-                state["grad_avg"] = torch.zeros_like(weight)
+    def initial_state(self, weight: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        state = {
+            "square_avg": torch.ones_like(weight),
+            "momentum_buffer": torch.zeros_like(weight),
+        }
+        return {**state, "grad_avg": torch.zeros_like(weight)} if group["centered"] else state
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight.grad is not None:
-                    _update(weight, weight.grad, self.state[weight], group)
-        return loss
-
-
-def _update(
-    weight: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]
-) -> None:
-    alpha = group["alpha"]
-    if group["weight_decay"]:
-        gradient = gradient.add(weight, alpha=group["weight_decay"])
-    square = state["square_avg"].mul_(alpha).addcmul_(gradient, gradient, value=1 - alpha)
-    if group["centered"]:
-        average = state["grad_avg"].lerp_(gradient, 1 - alpha)
-        square = square.addcmul(average, average, value=-1)
-    root = square.add(group["eps"]).sqrt_()
-    buffer = state["momentum_buffer"].mul_(group["momentum"])
-    weight.sub_(buffer.addcdiv_(gradient, root, value=group["lr"]))
+    def update(
+        self, weight: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]
+    ) -> None:
+        alpha = group["alpha"]
+        if group["weight_decay"]:
+            gradient = gradient.add(weight, alpha=group["weight_decay"])
+        square = state["square_avg"].mul_(alpha).addcmul_(gradient, gradient, value=1 - alpha)
+        if group["centered"]:
+            average = state["grad_avg"].lerp_(gradient, 1 - alpha)
+            square = square.addcmul(average, average, value=-1)
+        root = square.add(group["eps"]).sqrt_()
+        buffer = state["momentum_buffer"].mul_(group["momentum"])
+        weight.sub_(buffer.addcdiv_(gradient, root, value=group["lr"]))
