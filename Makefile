@@ -54,14 +54,30 @@ TF_STAMP  := $(TF_VENV)/.installed-tf
 $(TF_STAMP): pyproject.toml
 	test -x $(TF_VENV)/bin/python || $(TF_PYTHON) -m venv $(TF_VENV)
 	$(TF_VENV)/bin/python -m pip install --quiet "$(TORCH)" setuptools
-	$(TF_VENV)/bin/python -m pip install --quiet -e ".[tf,demo,zoo]" pytest pytest-timeout hypothesis
+	$(TF_VENV)/bin/python -m pip install --quiet -e ".[tf,demo,zoo]" \
+		pytest pytest-timeout pytest-xdist hypothesis
 	@touch $@
 
+# Each process holds TensorFlow and torch: 1 GiB.
+TF_PYTEST := OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=2 $(TF_VENV)/bin/python -m pytest \
+	-n auto --maxprocesses 8 --dist worksteal -rs
+# One of each: import, training in both modes, checkpoints, the zoo, the example.
+TF_SHORT := test_tf_places.py test_tf_refusals.py test_zoo_run.py \
+	test_tf_example.py::test_validate_train_evaluate_predict \
+	test_zoo_modes.py::test_four_steps[fc_mnist] test_zoo_modes.py::test_four_steps[gpt2]
+
 test-tf: $(TF_STAMP) ## the TensorFlow frontend, in .venv-tf
-	OMP_NUM_THREADS=1 $(TF_VENV)/bin/python -m pytest tests/tf -m "tf and not slow" -rs
+	$(TF_PYTEST) tests/tf -m "tf and not slow"
 
 test-tf-all: $(TF_STAMP) ## with 50 steps for everything, and with workers
-	OMP_NUM_THREADS=1 $(TF_VENV)/bin/python -m pytest tests/tf -m tf -rs
+	$(TF_PYTEST) tests/tf -m tf
+
+test-tf-short: ## the most important of them (skipped without Python 3.11)
+	@if $(TF_PYTHON) -c "" 2>/dev/null; then $(MAKE) tf-short; \
+		else echo "test-tf-short: skipped, there is no $(TF_PYTHON)"; fi
+
+tf-short: $(TF_STAMP)
+	$(TF_PYTEST) $(addprefix tests/tf/,$(TF_SHORT)) -m "tf and not slow"
 
 readme: $(STAMP) ## every command of the README and of the pages on the zoo and data
 	$(PYTEST) tests/integration/test_readme.py tests/integration/test_zoo_pages.py \
@@ -81,9 +97,9 @@ format: $(STAMP) ## let ruff rewrite what it can
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-ci: lint types layers test test-zoo readme test-cluster ## what CI runs
+ci: lint types layers test test-zoo readme test-cluster test-tf-short ## what CI runs
 
 clean: ## remove .venv and build leftovers
 	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache
 
-.PHONY: help setup demo test test-all test-zoo test-cluster test-tf test-tf-all readme lint types layers format ci clean
+.PHONY: help setup demo test test-all test-zoo test-cluster test-tf test-tf-all test-tf-short tf-short readme lint types layers format ci clean

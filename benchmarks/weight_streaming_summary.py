@@ -69,7 +69,10 @@ def main() -> None:
             timeline.end_step()
             steps += 1
             one, other = (
-                summary.result(prefetch_depth=timeline.prefetch_depth)
+                summary.result(
+                    prefetch_depth=timeline.prefetch_depth,
+                    returns_waiting=timeline.returns_waiting,
+                )
                 for summary in (predicts, measures)
             )
             if one is None or other is None:

@@ -3,24 +3,25 @@
 Ours is streamed from disk in a process that the kernel limits to 4 GiB of private writable memory.
 Theirs is the same layers with everything resident, without a limit: measured on models of few
 layers, which fit, and carried on to 48 by the time that a layer adds. Beside them: the share of the
-compute limit, which is the time of the step's matrix products alone at the rate that they reach in
-the same run, and how plain PyTorch ends within the same limit.
+compute limit, which is the time of the step's matrix products alone over the step's
+(weight_streaming_xl_products.py), and how plain PyTorch ends within the same limit.
 
-A step takes minutes, so a case runs `repeat` of them (3 or more for a figure to publish).
+All of it in turn: products, a streamed step, products again, a resident step of either model. A
+streamed step takes minutes, so a round takes about three and a half; the first does not count.
 """
 
 from __future__ import annotations
 
 import statistics
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-
-import torch
+from dataclasses import dataclass
+from typing import Any
 
 from benchmarks.timed_child import ChildError, TimedChild
-from benchmarks.weight_streaming_case import CaseResult, step_seconds
+from benchmarks.weight_streaming_case import CaseResult
+from benchmarks.weight_streaming_xl_products import product_seconds
 from benchmarks.weight_streaming_xl_side import MICROBATCHES, SEQUENCE
 
 __all__ = ["run"]
@@ -30,12 +31,51 @@ LIMIT = "4GiB"
 FEW, MORE = 1, 8
 """Layers of the resident models: as many as fit beside the streamed one."""
 
-WIDTH, FILTER, VOCABULARY, HEADS = 1600, 6400, 50257, 16
+WARM_UP = 1
 _SIDE = "benchmarks.weight_streaming_xl_side"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Round:
+    """Seconds. products: before and after the streamed step. line: the streamed run's summary."""
+
+    streamed: float
+    few: float
+    more: float
+    products: tuple[float, float]
+    line: str
+
+    @property
+    def resident(self) -> float:
+        """A step of all layers, had they fitted."""
+        return self.few + (LAYERS - FEW) * (self.more - self.few) / (MORE - FEW)
+
+    @property
+    def limit_share(self) -> float:
+        return statistics.mean(self.products) / self.streamed
+
+
 def run(case: str, *, repeat: int = 5) -> Iterator[CaseResult]:
-    """Tokens per second."""
+    """Tokens per second; medians over the rounds, of the shares too."""
+    rounds = _measured(repeat)
+    tokens = MICROBATCHES * SEQUENCE
+    yield CaseResult(
+        case=case,
+        ours=tokens / statistics.median(each.streamed for each in rounds),
+        theirs=tokens / statistics.median(each.resident for each in rounds),
+        unit="tokens/s",
+        details={
+            "memory limit": LIMIT,
+            "share of compute limit": round(statistics.median(r.limit_share for r in rounds), 3),
+            **_by_round(rounds),
+            "line": rounds[-1].line,
+            "plain PyTorch in the same limit": plain_end(),
+            "repeat": repeat,
+        },
+    )
+
+
+def _measured(repeat: int) -> list[_Round]:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         arguments = {
             "streamed": ("streamed", "--layers", LAYERS, "--limit", LIMIT, "--folder", folder),
@@ -46,25 +86,34 @@ def run(case: str, *, repeat: int = 5) -> Iterator[CaseResult]:
             name: stack.enter_context(TimedChild(_SIDE, [str(a) for a in given]))
             for name, given in arguments.items()
         }
-        seconds = step_seconds(sides, repeat=repeat, warm_up=1)
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    per_layer = (median["more"] - median["few"]) / (MORE - FEW)
-    resident = median["few"] + (LAYERS - FEW) * per_layer
-    tokens = MICROBATCHES * SEQUENCE
-    products = product_seconds()
-    yield CaseResult(
-        case=case,
-        ours=tokens / median["streamed"],
-        theirs=tokens / resident,
-        unit="tokens/s",
-        details={
-            "memory limit": LIMIT,
-            "share of compute limit": round(products / median["streamed"], 3),
-            "seconds": {name: [round(s, 2) for s in values] for name, values in seconds.items()},
-            "plain PyTorch in the same limit": plain_end(),
-            "repeat": repeat,
-        },
+        return [_round(sides) for _ in range(WARM_UP + repeat)][WARM_UP:]
+
+
+def _round(sides: Mapping[str, TimedChild]) -> _Round:
+    before = product_seconds(LAYERS)
+    streamed = sides["streamed"].step()
+    after = product_seconds(LAYERS)
+    return _Round(
+        streamed=streamed["seconds"],
+        few=sides["few"].step()["seconds"],
+        more=sides["more"].step()["seconds"],
+        products=(before, after),
+        line=streamed["line"],
     )
+
+
+def _by_round(rounds: Sequence[_Round]) -> dict[str, Any]:
+    """What each round gave, so that a reader sees how much it varies."""
+    return {
+        "seconds": {
+            "streamed": [round(r.streamed, 2) for r in rounds],
+            "few": [round(r.few, 2) for r in rounds],
+            "more": [round(r.more, 2) for r in rounds],
+            "products": [[round(seconds, 1) for seconds in r.products] for r in rounds],
+        },
+        "ratios": [round(r.resident / r.streamed, 3) for r in rounds],
+        "shares of compute limit": [round(r.limit_share, 3) for r in rounds],
+    }
 
 
 def plain_end() -> str:
@@ -75,41 +124,3 @@ def plain_end() -> str:
         except ChildError as failed:
             return str(failed).strip().splitlines()[-1]
     return "takes a step"
-
-
-def product_seconds() -> float:
-    """Time of one step's matrix products alone, forward and backward, in bf16."""
-    per_layer = sum(_linear_seconds(out, into) * count for out, into, count in _LINEAR)
-    head = _linear_seconds(VOCABULARY, WIDTH)
-    return MICROBATCHES * (LAYERS * (per_layer + _attention_seconds()) + head)
-
-
-_LINEAR = ((WIDTH, WIDTH, 4), (FILTER, WIDTH, 1), (WIDTH, FILTER, 1))
-"""A layer's weights: features out, features in, how many."""
-
-
-def _linear_seconds(features_out: int, features_in: int) -> float:
-    """x·Wᵀ, and the gradients of both."""
-    x = torch.randn(SEQUENCE, features_in).bfloat16()
-    weight = torch.randn(features_out, features_in).bfloat16()
-    grad = torch.randn(SEQUENCE, features_out).bfloat16()
-    return _seconds(x, weight.t()) + _seconds(grad, weight) + _seconds(grad.t(), x)
-
-
-def _attention_seconds() -> float:
-    """Scores and their use: two products forward, four backward. A causal mask hides half of each,
-    and what it hides is not counted."""
-    head = torch.randn(HEADS, SEQUENCE, WIDTH // HEADS).bfloat16()
-    scores = torch.randn(HEADS, SEQUENCE, SEQUENCE).bfloat16()
-    return (2 * _seconds(head, head.transpose(1, 2)) + 4 * _seconds(scores, head)) / 2
-
-
-def _seconds(left: torch.Tensor, right: torch.Tensor, times: int = 5) -> float:
-    """Of one product, into memory that is there already: the median after a first one."""
-    result = left @ right
-    found: list[float] = []
-    for _ in range(times):
-        start = time.perf_counter()
-        torch.matmul(left, right, out=result)
-        found.append(time.perf_counter() - start)
-    return statistics.median(found)

@@ -13,7 +13,6 @@ import argparse
 import logging
 import resource
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -32,6 +31,8 @@ from openwafer.machine.spec import load_machine
 from openwafer.pipeline import compile_program
 from openwafer.runtime.executor import Executor
 from openwafer.runtime.forms.inductor import LayerCompiler
+from openwafer.runtime.timing.summary import RunSummary
+from openwafer.runtime.timing.timeline import NO_RECORDER, Recorder, Timeline
 from openwafer.zoo import build
 from openwafer.zoo.model import ModelConfig, ZooModel
 
@@ -43,6 +44,9 @@ MICROBATCHES = 4
 
 LEARNING_RATE = 1e-4
 SIDES = ("streamed", "resident", "plain")
+
+Step = Callable[[int], dict[str, object]]
+"""Takes the step of this number, from 0; gives its loss, and what else there is to tell."""
 
 
 def make_model(layers: int) -> Model:
@@ -72,6 +76,7 @@ def make_ours(
     batches: Sequence[dict[str, torch.Tensor]],
     *,
     layer_compiler: LayerCompiler = "auto",
+    recorder: Recorder = NO_RECORDER,
 ) -> Executor:
     """The executor for microbatches like these."""
     optimizer = OptimizerConfig(
@@ -98,16 +103,17 @@ def make_ours(
         compute_dtype="bfloat16",
         streaming=streaming,
         layer_compiler=layer_compiler,
+        recorder=recorder,
     )
     return make_executor(compiled, None, {"model": model}, rules)
 
 
-def plain_step(model: Model) -> Callable[[int], float]:
+def plain_step(model: Model) -> Step:
     """What a PyTorch user writes."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
     batches = make_batches(50257)
 
-    def step(_: int) -> float:
+    def step(_: int) -> dict[str, object]:
         total = 0.0
         for batch in batches:
             with torch.autocast("cpu", torch.bfloat16):
@@ -116,7 +122,7 @@ def plain_step(model: Model) -> Callable[[int], float]:
             total += float(loss.detach())
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return total
+        return {"loss": total}
 
     return step
 
@@ -135,31 +141,51 @@ def main() -> None:
     count = 0
     take = _make_step(arguments.side, arguments.layers, arguments.folder, limit)
 
-    def one_step() -> dict[str, float]:
+    def one_step() -> dict[str, object]:
         nonlocal count
         count += 1
-        return {"loss": take(count - 1)}
+        return take(count - 1)
 
     serve_steps(one_step)
 
 
-def _make_step(
-    side: str, layers: int, folder: Path, limit_bytes: int | None
-) -> Callable[[int], float]:
+def _make_step(side: str, layers: int, folder: Path, limit_bytes: int | None) -> Step:
     if side == "plain":
         return plain_step(make_model(layers))
-    streamed = side == "streamed"
-    streaming = StreamingRules(
-        weight_store=f"disk:{folder}" if streamed else "ram",
+    if side == "streamed":
+        return _streamed_step(layers, folder, limit_bytes)
+    batches = make_batches(50257)
+    rules = StreamingRules(num_microbatches=MICROBATCHES)
+    executor = make_ours(make_model(layers), "layer_pipelined", rules, batches)
+    return lambda number: {"loss": float(executor.train_step(batches, step=number).loss)}
+
+
+def _streamed_step(layers: int, folder: Path, limit_bytes: int | None) -> Step:
+    """A step ends when every weight is updated: else the last update would go on beside whatever
+    is measured next."""
+    rules = StreamingRules(
+        weight_store=f"disk:{folder}",
         device_memory_bytes=limit_bytes,
         num_microbatches=MICROBATCHES,
     )
-    with WeightsInFiles(folder) if streamed else nullcontext():
+    summary = RunSummary(on_disk=True)
+    timeline = Timeline([summary])
+    with WeightsInFiles(folder):
         model = make_model(layers)
-    mode: ExecutionMode = "weight_streaming" if streamed else "layer_pipelined"
     batches = make_batches(50257)
-    executor = make_ours(model, mode, streaming, batches)
-    return lambda number: float(executor.train_step(batches, step=number).loss)
+    executor = make_ours(model, "weight_streaming", rules, batches, recorder=timeline)
+
+    def step(number: int) -> dict[str, object]:
+        timeline.begin_step(number)
+        loss = float(executor.train_step(batches, step=number).loss)
+        executor.borrowed_state()  # waits for the updates
+        timeline.end_step()
+        told = summary.result(
+            prefetch_depth=timeline.prefetch_depth, returns_waiting=timeline.returns_waiting
+        )
+        return {"loss": loss, "line": told.line if told else ""}
+
+    return step
 
 
 if __name__ == "__main__":

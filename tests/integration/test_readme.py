@@ -53,6 +53,8 @@ def test_the_commands_of_the_zoo(tmp_path: Path) -> None:
     assert "Evaluation Completed Successfully!" in outputs[1] or "eval_metrics" in outputs[1]
     assert "delta-t" in outputs[2]
     assert "sweep.html" in outputs[3]
+    assert "memory of a step" in outputs[4]
+    assert all("Training Completed Successfully!" in said for said in outputs[4:])
 
 
 def test_the_python_example(tmp_path: Path) -> None:

@@ -24,10 +24,12 @@ from openwafer.tf.metrics import (  # noqa: E402
     calculate_accuracy,
     dice_coefficient_metric,
     ece_loss_metric,
+    entity_f1_metric,
     f1_score_metric,
     fbeta_score_metric,
     mcc_metric,
     perplexity_metric,
+    rouge_score_metric,
 )
 
 CLASSES = 4
@@ -235,3 +237,45 @@ def test_in_a_compiled_evaluation(tmp_path: Path, as_host_call: bool) -> None:
     assert plain["perplexity"] == pytest.approx(np.exp(plain["loss"]), rel=1e-5)
     for name in ("accuracy", "fbeta", "mcc", "dice", "perplexity", "loss"):
         assert ours[name] == pytest.approx(plain[name], rel=1e-6), name
+
+
+def test_whole_entities_by_hand_and_anew_in_each_evaluation() -> None:
+    """Of three entities two are found, and one more that is none: F1 is 4 / 6."""
+    names = ("O", "B-PER", "I-PER", "B-LOC")
+    labels = np.array([[1, 2, 0, 3, 0], [1, 0, 0, 0, 0]])
+    predictions = np.array([[1, 2, 0, 3, 0], [0, 0, 3, 0, 1]])
+    weights = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]], np.float32)
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        places = [tf.compat.v1.placeholder(a.dtype, [1, 5]) for a in (labels, predictions, weights)]
+        value, update = entity_f1_metric(*places, names)
+        for _ in range(2):
+            session.run(tf.compat.v1.local_variables_initializer())
+            assert session.run(value) == 0
+            for row in range(2):
+                arrays = (labels[[row]], predictions[[row]], weights[[row]])
+                assert session.run(update, dict(zip(places, arrays, strict=True))) == row + 1
+            assert session.run(value) == pytest.approx(4 / 6)
+
+
+def test_summaries_by_hand_with_logits_of_16_bits() -> None:
+    """The second sentence is chosen, the first is wanted; they share one of two tokens."""
+    given = {
+        "labels": [[1, 0, 0]],
+        "cls_indices": [[0, 4, 0]],
+        "cls_weights": [[1.0, 1.0, 0.0]],
+        "input_ids": [[1, 7, 8, 2, 1, 8, 9, 2, 0]],
+        "attention_mask": [[1, 1, 1, 1, 1, 1, 1, 1, 0]],
+    }
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        arguments = {name: tf.constant(value) for name, value in given.items()}
+        logits = tf.constant([[0.0, 1.0, 9.0]], tf.bfloat16)
+        found = {
+            kind: rouge_score_metric(**arguments, logits=logits, kind=kind, num_sentences=1)
+            for kind in ("rouge1", "rouge2")
+        }
+        session.run(tf.compat.v1.local_variables_initializer())
+        session.run([update for _, update in found.values()])
+        assert session.run(found["rouge1"][0]) == pytest.approx(0.5)
+        assert session.run(found["rouge2"][0]) == 0
+    with pytest.raises(ConfigError, match="kind"):
+        rouge_score_metric(**given, logits=logits, kind="rouge3")

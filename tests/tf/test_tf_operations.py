@@ -232,6 +232,29 @@ def test_convolutions(
     alike(lambda x, w: tf.nn.conv2d(x, w, stride, padding, dilations=dilation), x=x, w=w)
 
 
+@pytest.mark.parametrize("side", [4, 5])
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+def test_a_bias_joins_its_convolution(side: int, padding: str) -> None:
+    """Also that of a transposed one, whose last row may be out of its reach."""
+    x, w, c = floats(2, side, side, 3), floats(2, 2, 3, 3, seed=1), floats(3, seed=2)
+
+    def forward(x: Any, w: Any, c: Any) -> Any:
+        return tf.nn.bias_add(tf.nn.conv2d(x, w, 2, padding), c)
+
+    def back(x: Any, w: Any, c: Any) -> Any:
+        wide = 2 * side + (padding == "VALID")
+        return tf.nn.bias_add(tf.nn.conv2d_transpose(x, w, [2, wide, wide, 3], 2, padding), c)
+
+    for build, kind in ((forward, "BiasedConv2D"), (back, "BiasedConv2DBackpropInput")):
+        alike(build, x=x, w=w, c=c)
+        assert kinds_of(build, x=x, w=w, c=c) == [kind]
+        alike(lambda x, w, c, build=build: build(x, w, 0.0 * c) + c, x=x, w=w, c=c)
+    alike(lambda x, c: tf.nn.bias_add(x, c), x=x, c=c)
+    alike(
+        lambda x, w: tf.nn.conv2d_transpose(x, w, [2, 2 * side, 2 * side, 3], 2, "SAME"), x=x, w=w
+    )
+
+
 @FEW
 @given(size=IMAGES, kernel=st.integers(1, 3), stride=st.integers(1, 2), padding=PADDING)
 def test_depthwise_convolutions(

@@ -41,3 +41,12 @@ def test_the_line_is_that_of_the_users_call() -> None:
     site = site_of_operation(y.op, ModulePaths(o.name for o in graph.get_operations()))
     assert (Path(site.file), site.line) == (Path(__file__), line)
     assert site.module == "dense"
+
+
+def test_a_layer_that_is_called_again_is_no_list() -> None:
+    variables = ["shared/embeddings", "block/kernel", "block_1/kernel"]
+    names = [f"{scope}/op" for scope in ("shared", "shared_1", "block", "block_1", "drop_1")]
+    paths = ModulePaths(names, variables)
+    assert [paths.of(name) for name in names] == [
+        *("shared", "shared", "block.0", "block.1", "drop.1"),
+    ]

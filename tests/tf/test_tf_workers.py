@@ -62,14 +62,18 @@ def test_tf_config_of_each_task(monkeypatch: pytest.MonkeyPatch) -> None:
     for rank in range(4):
         monkeypatch.setenv("SLURM_PROCID", str(rank))
         config = tf_config()
+        # As the logs of release 1.6 show it, and below as those of the older scripts do.
         assert config["cluster"] == {
-            "chief": ["node-1:23111"],
-            "worker": ["node-1:23112", "node-1:23113", "node-1:23114"],
+            "chief": ["node-1:49600"],
+            "worker": ["node-1:49602", "node-1:49604", "node-1:49606"],
         }
         found.append((config["task"]["type"], config["task"]["index"]))
         resolver = CSSlurmClusterResolver(port_base=23111)
         assert resolver.get_task_info() == found[-1]
-        assert resolver.cluster_spec().as_dict() == config["cluster"]
+        assert resolver.cluster_spec().as_dict() == {
+            "chief": ["node-1:23111"],
+            "worker": ["node-1:23112", "node-1:23113", "node-1:23114"],
+        }
         assert resolver.master() == "node-1:23111"
     assert found == [("chief", 0), ("worker", 0), ("worker", 1), ("worker", 2)]
 

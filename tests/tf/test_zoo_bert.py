@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed: make test-tf")
 
-from zoo_harness import MOMENTUM, check_modes, check_twin  # noqa: E402
+from zoo_harness import MOMENTUM, check_twin  # noqa: E402
 
 NAME = "bert/tiny"
 OTHER_FORMS = {
@@ -56,8 +54,3 @@ def test_by_momentum_as_in_pytorch() -> None:
 @pytest.mark.parametrize("overrides", OTHER_FORMS.values(), ids=OTHER_FORMS)
 def test_other_forms_as_in_pytorch(overrides: list[str]) -> None:
     check_twin(NAME, overrides, steps=3)
-
-
-@pytest.mark.parametrize("steps", [4, pytest.param(50, marks=pytest.mark.slow)])
-def test_all_modes_alike(tmp_path: Path, steps: int) -> None:
-    check_modes(NAME, tmp_path, steps=steps)

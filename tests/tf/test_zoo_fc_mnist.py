@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed: make test-tf")
 
-from zoo_harness import MOMENTUM, check_modes, check_twin  # noqa: E402
+from zoo_harness import MOMENTUM, check_twin  # noqa: E402
 
 NAME = "fc_mnist/tiny"
 
@@ -17,8 +15,3 @@ NAME = "fc_mnist/tiny"
 def test_as_in_pytorch(overrides: list[str]) -> None:
     check_twin(NAME, overrides)
     check_twin(NAME, overrides, optimizer=MOMENTUM)
-
-
-@pytest.mark.parametrize("steps", [4, pytest.param(50, marks=pytest.mark.slow)])
-def test_all_modes_alike(tmp_path: Path, steps: int) -> None:
-    check_modes(NAME, tmp_path, steps=steps)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed: make test-tf")
 
 from test_zoo_gpt2 import BYTES, SMALL  # noqa: E402
-from zoo_harness import check_modes, check_twin  # noqa: E402
+from zoo_harness import check_twin  # noqa: E402
 
 from openwafer.errors import ConfigError  # noqa: E402
 
@@ -39,12 +37,6 @@ def test_as_in_pytorch(overrides: list[str]) -> None:
 @pytest.mark.slow
 def test_the_whole_tiny_model_is_as_in_pytorch() -> None:
     check_twin(NAME, BYTES)
-
-
-@pytest.mark.parametrize("steps", [4, pytest.param(50, marks=pytest.mark.slow)])
-def test_all_modes_alike(tmp_path: Path, steps: int) -> None:
-    small = [*SMALL, "model.rotary_dim=4"]
-    check_modes(NAME, tmp_path, small if steps < 50 else BYTES, steps=steps)
 
 
 def test_more_positions_than_there_are_is_said() -> None:

@@ -87,6 +87,8 @@ def test_validate_and_compile_read_no_data(tmp_path: Path) -> None:
     ("flags", "what"),
     [
         (["--num_stages", "2"], "num_stages"),
+        (["--layer_compiler", "eager", "--cs_ip", "local"], "layer_compiler"),
+        (["--num_csx", "2", "--cs_ip", "local"], "num_csx"),
         (["--checkpoint_path", "somewhere"], "is_pretrained_checkpoint"),
         (["--params", "lamb.yaml"], "SGD, Adam, AdamW"),
         (["--set", "optimizer.use_nesterov=True"], "use_nesterov"),

@@ -1,16 +1,13 @@
-"""A model of the zoo in TensorFlow against its PyTorch twin, and against itself in all modes.
+"""A model of the zoo in TensorFlow against its PyTorch twin: logits, losses, training.
 
-Independent references: the PyTorch twin (whose arithmetic is compared with transformers elsewhere)
-for logits, losses and training; TensorFlow's own Estimator for the compiled modes.
+The twin's arithmetic is compared with transformers elsewhere; mode_harness.py compares the compiled
+modes with TensorFlow itself.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,12 +21,11 @@ from openwafer.frontends.tf.library import tf
 from openwafer.optim.build import build_optimizer
 from openwafer.optim.schedule import learning_rate_at
 from openwafer.streaming.loader import BatchSequence
-from openwafer.tf import CerebrasEstimator, CSRunConfig
 from openwafer.zoo.catalog import family_of, load, model_config
 from openwafer.zoo.evaluation_data import numbered
 from openwafer.zoo.family import Family
 from openwafer.zoo.model import AnyModel, Batch, ModelConfig
-from openwafer.zoo.tf.functions import input_fn_of, model_fn_of, tf_model_class
+from openwafer.zoo.tf.functions import model_fn_of, tf_model_class
 from openwafer.zoo.tf.names import counterparts, to_tf
 from openwafer.zoo.tf.optimizer import trainer_section
 
@@ -39,15 +35,7 @@ ADAMW: Mapping[str, Any] = {
     "weight_decay_rate": 0.01,
     "learning_rate": 1e-3,
 }
-SLOW_ADAMW: Mapping[str, Any] = {**ADAMW, "learning_rate": 1e-4}
-"""Where fifty steps of `ADAMW` make the rounding of two libraries grow beyond 1e-5."""
-
 MOMENTUM: Mapping[str, Any] = {"optimizer_type": "SGD", "momentum": 0.9, "learning_rate": 0.02}
-
-MODES: Mapping[str, Mapping[str, str]] = {
-    "layer_pipelined": {"cs_ip": "local", "execution_mode": "layer_pipelined"},
-    "weight_streaming": {"cs_ip": "local", "execution_mode": "weight_streaming"},
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,86 +190,3 @@ def torch_losses(of: Twin, batches: Iterable[Batch]) -> list[float]:
         optimizer.step()
         losses.append(float(loss))
     return losses
-
-
-# ------------------------------------------------------------------ modes
-
-
-class Losses(tf.estimator.SessionRunHook):
-    """The loss of each step that TensorFlow itself makes."""
-
-    def __init__(self) -> None:
-        self.values: list[float] = []
-
-    def begin(self) -> None:
-        # The Estimator keeps the loss there.
-        self._loss = tf.compat.v1.get_collection(tf.compat.v1.GraphKeys.LOSSES)[-1]
-
-    def before_run(self, run_context: Any) -> Any:
-        return tf.estimator.SessionRunArgs(self._loss)
-
-    def after_run(self, run_context: Any, run_values: Any) -> None:
-        self.values.append(float(run_values.results))
-
-
-def check_modes(
-    name: str,
-    folder: Path,
-    overrides: Iterable[str] = (),
-    *,
-    steps: int = 50,
-    optimizer: Mapping[str, Any] = ADAMW,
-    rtol: float = 1e-5,
-) -> None:
-    """TensorFlow itself and both compiled modes, from one checkpoint: the losses of each step, the
-    last checkpoint, and what TensorFlow says of it in an evaluation."""
-    of = twin(name, overrides, optimizer=optimizer)
-    start = folder / "start"
-    _estimator(of, start, steps).train(input_fn_of(of.train, seed=1, repeats=True), steps=1)
-    ends: dict[str, Path] = {}
-    losses: dict[str, list[float]] = {}
-    for mode, config in {"plain": {}, **MODES}.items():
-        ends[mode] = folder / mode
-        shutil.copytree(start, ends[mode])
-        estimator, hook = _estimator(of, ends[mode], steps, **config), Losses()
-        hooks = [hook] if mode == "plain" else None
-        estimator.train(input_fn_of(of.train, seed=1, repeats=True), steps=steps, hooks=hooks)
-        losses[mode] = hook.values if mode == "plain" else _logged(ends[mode])
-    found = {
-        mode: _estimator(of, end, steps).evaluate(
-            input_fn_of(of.evaluation, seed=1, repeats=False), 4
-        )
-        for mode, end in ends.items()
-    }
-    assert len(losses["plain"]) == steps
-    for mode in MODES:
-        np.testing.assert_allclose(losses[mode], losses["plain"], rtol=rtol, err_msg=mode)
-        _check_statistics(of, ends[mode], ends["plain"])
-        assert found[mode].keys() == found["plain"].keys()
-        for key, value in found["plain"].items():
-            np.testing.assert_allclose(found[mode][key], value, rtol=10 * rtol, err_msg=key)
-
-
-def _check_statistics(of: Twin, ours: Path, theirs: Path) -> None:
-    """The checkpoints hold the same variables, and equal batch statistics."""
-    mine, other = (tf.train.load_checkpoint(str(path)) for path in (ours, theirs))
-    names = other.get_variable_to_shape_map()
-    assert mine.get_variable_to_shape_map() == names
-    for each in counterparts(of.torch_model()):
-        assert each.name in names
-        if not each.trained:
-            np.testing.assert_allclose(
-                mine.get_tensor(each.name), other.get_tensor(each.name), rtol=1e-5, atol=1e-7
-            )
-
-
-def _estimator(of: Twin, folder: Path, steps: int, **config: Any) -> Any:
-    run_config = CSRunConfig(
-        tf_random_seed=1, log_step_count_steps=1, save_checkpoints_steps=steps, **config
-    )
-    return CerebrasEstimator(of.model_fn(), model_dir=str(folder), config=run_config)
-
-
-def _logged(folder: Path) -> list[float]:
-    lines = (folder / "train" / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]

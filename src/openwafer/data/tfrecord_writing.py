@@ -22,7 +22,8 @@ from openwafer.data.subwords import vocabulary_words
 from openwafer.data.tfrecord_files import writing_records
 from openwafer.data.tfrecord_layouts import LAYOUTS, TOKENS, features_of
 from openwafer.data.tfrecord_messages import encode_record
-from openwafer.data.tfrecords import LABELS_FILE
+from openwafer.data.tfrecords import LABELS_FILE, META_FILE, meta_of
+from openwafer.data.token_shards import TokenShards
 from openwafer.errors import ConfigError, nearest
 
 __all__ = ["layout_names", "write_records"]
@@ -66,7 +67,7 @@ def write_records(
     folder.mkdir(parents=True, exist_ok=True)
     # All of them or none: a reader takes whatever files there are.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".records-") as temporary:
-        beside = _write_beside(dataset, Path(temporary))
+        beside = _write_beside(dataset, Path(temporary), with_meta=not TokenShards.is_one(folder))
         written: list[Path] = []
         for number, first in enumerate(range(0, len(dataset), records_per_file)):
             written.append(Path(temporary, f"examples-{number:05d}.tfrecord"))
@@ -114,9 +115,12 @@ def _encoder(
     return whole
 
 
-def _write_beside(dataset: KeyedDataset, folder: Path) -> list[Path]:
-    """Tokenizer, vocabulary and labels, where the data have them."""
+def _write_beside(dataset: KeyedDataset, folder: Path, *, with_meta: bool) -> list[Path]:
+    """Tokenizer, vocabulary and labels, where the data have them. Shards of tokens in the folder
+    have their own meta file, which says the same."""
     info = dataset.info
+    if with_meta:
+        (folder / META_FILE).write_text(json.dumps(meta_of(info)), encoding="utf-8")
     if info.tokenizer is not None:
         info.tokenizer.save(folder)
         if info.tokenizer.kind in ("words", "wordpiece"):

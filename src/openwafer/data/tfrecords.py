@@ -7,8 +7,10 @@ tfrecord_files.py, and what becomes of a record in tfrecord_datasets.py.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from openwafer.data.bert_csv import vocabulary_of
 from openwafer.data.conll import label_names, read_label_names
@@ -32,10 +34,13 @@ from openwafer.data.tokenizer_files import load_tokenizer
 from openwafer.data.tokenizers import Tokenizer
 from openwafer.errors import ConfigError, DataError
 
-__all__ = ["LABELS_FILE", "record_dataset"]
+__all__ = ["LABELS_FILE", "META_FILE", "meta_of", "record_dataset"]
 
 LABELS_FILE = "labels.json"
 """Beside records of token classification: label and number."""
+META_FILE = "meta.json"
+"""Beside records: of the text that they are made of."""
+_META_FORMAT, _META_VERSION = "openwafer-records", 1
 
 _DYNAMIC = "BertMlmOnlyTfRecordsDynamicMaskProcessor"
 _VOCAB_SIZES = {"causal_lm": 50257}
@@ -90,6 +95,15 @@ def record_dataset(task: str, params: InputParams) -> KeyedDataset | None:
     return _DATASETS[task](params, records, LAYOUTS[name], _info(task, params, records))
 
 
+def meta_of(info: DataInfo) -> dict[str, Any]:
+    """What `META_FILE` says of a dataset that is written as records."""
+    return {
+        "format": _META_FORMAT,
+        "version": _META_VERSION,
+        "bytes_per_token": info.bytes_per_token,
+    }
+
+
 def _fitting(task: str, params: InputParams, records: RecordFiles) -> str:
     """The name of the processor that reads these records."""
     if task != "masked_lm":
@@ -120,7 +134,12 @@ def _images(params: InputParams, records: RecordFiles) -> KeyedDataset:
 
 def _masked_here(params: InputParams, records: RecordFiles) -> KeyedDataset:
     vocabulary = vocabulary_of(params, records.files)
-    info = DataInfo(source=_source(records), vocab_size=vocabulary.vocab_size, tokenizer=vocabulary)
+    info = DataInfo(
+        source=_source(records),
+        vocab_size=vocabulary.vocab_size,
+        tokenizer=vocabulary,
+        bytes_per_token=_bytes_per_token(records.files[0].parent),
+    )
     return WordRecords(records, vocabulary, info, read_options(params, vocabulary))
 
 
@@ -131,7 +150,6 @@ def _info(task: str, params: InputParams, records: RecordFiles) -> DataInfo:
     if vocab_size is None:
         unknown = _VOCAB_SIZES.get(task, _BERT_VOCAB_SIZE)
         vocab_size = tokenizer.vocab_size if tokenizer else unknown
-    shards = TokenShards(folder) if TokenShards.is_one(folder) else None
     names = _label_names(params, folder) if task == "token_classification" else ()
     return DataInfo(
         source=_source(records),
@@ -141,7 +159,7 @@ def _info(task: str, params: InputParams, records: RecordFiles) -> DataInfo:
         label_names=names,
         pad_id=max(0, tokenizer.ids.pad) if tokenizer else 0,
         tokenizer=tokenizer,
-        bytes_per_token=shards.num_bytes / max(1, shards.num_tokens) if shards else 0.0,
+        bytes_per_token=_bytes_per_token(folder),
     )
 
 
@@ -150,6 +168,30 @@ def _tokenizer(params: InputParams, folder: Path) -> Tokenizer | None:
     beside = (folder / name for name in ("tokenizer.json", "vocab.txt"))
     path = params.text("vocab_file") or next((path for path in beside if path.is_file()), None)
     return None if path is None else load_tokenizer(path, do_lower=params.flag("do_lower"))
+
+
+def _bytes_per_token(folder: Path) -> float:
+    """As the folder's meta file says: of its records, or of the shards that they were made from.
+
+    Raises:
+        DataError: the file is not as it was written.
+    """
+    if TokenShards.is_one(folder):
+        shards = TokenShards(folder)
+        return shards.num_bytes / max(1, shards.num_tokens)
+    path = folder / META_FILE
+    if not path.is_file():
+        return 0.0
+    try:
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        # Records of others may have a file of that name too.
+        return float(meta["bytes_per_token"]) if meta.get("format") == _META_FORMAT else 0.0
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            f"the file is not as `openwafer prepare records` writes it: {error!r}",
+            where=str(path),
+            hint="write the records again, or remove it: bits per byte are then left out",
+        ) from error
 
 
 def _label_names(params: InputParams, folder: Path) -> tuple[str, ...]:

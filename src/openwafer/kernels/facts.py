@@ -16,7 +16,7 @@ from openwafer.graph.program import Parameter, Program
 from openwafer.kernels.kernel import FLOATS, specs_of
 from openwafer.kernels.pattern import target_name
 
-__all__ = ["GraphFacts", "graph_facts"]
+__all__ = ["GraphFacts", "constant_nodes", "graph_facts"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +60,19 @@ def graph_facts(program: Program, free: Collection[fx.Node]) -> GraphFacts:
         parameters=parameters,
         gradients=frozenset(_upstream_of_loss(program, differentiable)),
     )
+
+
+def constant_nodes(program: Program) -> frozenset[fx.Node]:
+    """Operations whose results no batch, no weight, no step and no random number changes: a mask of
+    the future, the buckets of relative positions. They are computed once, before the run."""
+    changing = {entry.node for entry in (*program.inputs, *program.parameters)}
+    changing |= {buffer.node for buffer in program.buffers if buffer.update}
+    moving: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        sources = node.all_input_nodes
+        if node.name in changing or _is_draw(node) or any(s in moving for s in sources):
+            moving.add(node)
+    return frozenset(node for node in program.operations if node not in moving)
 
 
 def _upstream_of_loss(program: Program, differentiable: set[fx.Node]) -> set[fx.Node]:

@@ -17,10 +17,11 @@ from torch import fx
 
 from openwafer.errors import UnsupportedOpError
 from openwafer.graph.program import Parameter, Program
-from openwafer.kernels.facts import GraphFacts, graph_facts
+from openwafer.kernels.facts import GraphFacts, constant_nodes, graph_facts
 from openwafer.kernels.kernel import Candidate, ExecutionMode, Kernel, Match, Rejection
 from openwafer.kernels.pattern import Op, find, op_stem, target_name
 from openwafer.kernels.refusal import Refusal, explain, refusals_text
+from openwafer.kernels.shape import CONSTANT
 from openwafer.kernels.table import KERNELS
 
 __all__ = ["Cover", "KernelGraph", "Refusal", "cover", "match"]
@@ -107,7 +108,8 @@ def _cover(
     mode: ExecutionMode,
     order: Mapping[fx.Node, int],
 ) -> tuple[dict[fx.Node, _Place], dict[fx.Node, list[Rejection]]]:
-    """Lay the ranked patterns on the operations, last operation first."""
+    """Lay the ranked patterns on the operations, last operation first. What is known before the run
+    is a constant, by whatever operations."""
     by_target: defaultdict[str, list[fx.Node]] = defaultdict(list)
     for node in reversed(program.operations):
         name = target_name(node)
@@ -115,6 +117,7 @@ def _cover(
             by_target[key].append(node)
     kept = {program.loss, *(name for metric in program.metrics for name in metric.nodes)}
     kept |= {buffer.update for buffer in program.buffers if buffer.update}
+    constants = constant_nodes(program)
     covered: dict[fx.Node, _Place] = {}
     rejections: dict[fx.Node, list[Rejection]] = {}
     for kernel, pattern in _ranked(tuple(kernels)):
@@ -126,6 +129,8 @@ def _cover(
             if rejection is not None:
                 rejections.setdefault(node, []).append(rejection)
                 continue
+            if not kernel.is_free and constants.issuperset(candidate.nodes):
+                kernel = CONSTANT
             place = _Place(kernel, candidate)
             covered.update(dict.fromkeys(candidate.nodes, place))
     return covered, rejections

@@ -14,7 +14,7 @@ from openwafer.kernels.cost import free_cost
 from openwafer.kernels.kernel import ALL_DTYPES, Candidate, Kernel, Rejection, specs_of
 from openwafer.kernels.pattern import Op
 
-__all__ = ["SHAPE_KERNELS"]
+__all__ = ["CONSTANT", "SHAPE_KERNELS"]
 
 
 def _nothing_wrong(candidate: Candidate) -> Rejection | None:
@@ -53,6 +53,15 @@ def _free(
         sources=("no arithmetic",),
     )
 
+
+CONSTANT = _free(
+    "constant",
+    "values known when compiling",
+    "zeros ones full empty arange linspace logspace eye zeros_like ones_like full_like "
+    "empty_like scalar_tensor new_zeros new_ones new_full new_empty tril_indices triu_indices "
+    "zero empty_strided new_empty_strided empty_permuted range hann_window hamming_window",
+)
+"""Also of any operation whose operands are all constants (match.py)."""
 
 SHAPE_KERNELS: tuple[Kernel, ...] = (
     _free(
@@ -103,13 +112,7 @@ SHAPE_KERNELS: tuple[Kernel, ...] = (
         "_to_copy to type_as copy",
         check=_check_cast,
     ),
-    _free(
-        "constant",
-        "values known when compiling",
-        "zeros ones full empty arange linspace logspace eye zeros_like ones_like full_like "
-        "empty_like scalar_tensor new_zeros new_ones new_full new_empty tril_indices triu_indices "
-        "zero empty_strided new_empty_strided empty_permuted range hann_window hamming_window",
-    ),
+    CONSTANT,
     _free(
         "assertion",
         "a condition that the capture has checked",

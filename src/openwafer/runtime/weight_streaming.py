@@ -34,15 +34,13 @@ from openwafer.runtime.workload import Workload, mean_of, state_dict_of
 
 __all__ = ["StreamingOptions", "WeightStreaming"]
 
-RETURNS_AT_A_TIME = 1
-"""Layers whose gradients may wait to be taken over by the store while the next one computes."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamingOptions:
     """How a step goes about its memory; the numbers are the same for all values.
 
     prefetch_depth: layers fetched ahead; 0 fetches when a layer is needed.
+    returns_waiting: layers whose gradients may wait for the store while the next one computes.
     policies: how each layer's activations are kept; empty keeps all as they are.
     spill: where spilled ones go; closed with the executor.
     memory: the account of device memory; raises where a step would need more than its budget.
@@ -52,6 +50,7 @@ class StreamingOptions:
     """
 
     prefetch_depth: int = 1
+    returns_waiting: int = 1
     policies: tuple[Policy, ...] = ()
     spill: Spill | None = None
     memory: DeviceMemory = field(default_factory=DeviceMemory)
@@ -92,7 +91,10 @@ class WeightStreaming(Executor):
         self._rule = UpdateRule(workload.optimizer) if workload.optimizer is not None else None
         self._last_model: CompiledModel | None = None
         self._recorder, self._replica = self._options.recorder, self._options.replica
-        self._recorder.planned(prefetch_depth=self._options.prefetch_depth)
+        self._recorder.planned(
+            prefetch_depth=self._options.prefetch_depth,
+            returns_waiting=self._options.returns_waiting,
+        )
         self._traffic = WeightTraffic(
             store,
             shards,
@@ -209,7 +211,7 @@ class WeightStreaming(Executor):
             for index, compiled, weights in layers:
                 if index:
                     activations.ask(index - 1, len(runs))
-                self._traffic.wait_for_returns(at_most=RETURNS_AT_A_TIME)
+                self._traffic.wait_for_returns(at_most=self._options.returns_waiting)
                 streamed = (index, compiled, weights)
                 with self._options.temporaries():
                     layer_sums = self._layer_gradients(streamed, runs, activations, step)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from torch import Tensor
@@ -32,30 +33,42 @@ __all__ = [
     "require_shape",
     "shapes",
     "weights_of_checkpoint",
+    "weights_of_contents",
     "write_params",
 ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversionResult:
-    """left_out: our tensors that the source does not have (a head to be trained)."""
+    """left_out: our tensors that the source does not have (a head to be trained).
+    optimizer: what became of the optimizer's state; has_optimizer: it is in the target.
+    """
 
     target: Path
     family: str
     num_tensors: int
     left_out: tuple[str, ...] = ()
     params: Path | None = None
+    optimizer: str = ""
+    has_optimizer: bool = False
 
     def __str__(self) -> str:
         lines = [f"{self.num_tensors} tensors of {self.family} in {self.target}"]
         if self.left_out:
             lines.append(f"not in the source, to be trained: {', '.join(self.left_out)}")
+        if self.optimizer:
+            lines.append(self.optimizer)
         if self.params is not None:
-            lines.append(
-                f"to go on: openwafer train {self.family}/… --params {self.params} "
-                f"--checkpoint_path {self.target} --is_pretrained_checkpoint"
-            )
+            command = f"openwafer train {self.family}/… --params {self.params}"
+            lines.append(f"to go on: {command} {self._flags()}")
         return "\n".join(lines)
+
+    def _flags(self) -> str:
+        frontend = "--frontend tf " if is_tensorflow(self.target) else ""
+        if frontend and self.has_optimizer:
+            return f"{frontend}--model_dir {self.target.parent}"
+        pretrained = "" if self.has_optimizer else " --is_pretrained_checkpoint"
+        return f"{frontend}--checkpoint_path {self.target}{pretrained}"
 
 
 def is_tensorflow(path: Path) -> bool:
@@ -122,7 +135,18 @@ def weights_of_checkpoint(
     Raises:
         CheckpointError: it cannot be read, lacks one, or has one of another shape.
     """
-    state = from_contents(read_checkpoint(source), None, where=str(source)).state.model
+    return weights_of_contents(read_checkpoint(source), source, family, config)
+
+
+def weights_of_contents(
+    contents: Mapping[str, Any], source: Path, family: Family, config: ModelConfig
+) -> Mapping[str, Tensor]:
+    """The weights among the entries of the file `source`.
+
+    Raises:
+        CheckpointError: one is missing, or has another shape.
+    """
+    state = from_contents(contents, None, where=str(source)).state.model
     for name, tensor in shapes(family, config).items():
         if name not in state:
             raise CheckpointError(

@@ -13,6 +13,7 @@ from typing import Any
 from openwafer.data.params import Split
 from openwafer.data.registry import build_dataset, input_keys
 from openwafer.data.tfrecord_writing import layout_names, write_records
+from openwafer.data.token_shards import TokenShards
 from openwafer.errors import ConfigError
 from openwafer.zoo.catalog import Override, family_of, full_name, load
 
@@ -61,9 +62,20 @@ def write_model_records(
         section.update({key: value for key, value in whole.items() if key in known})
         dataset = build_dataset(task, section, split)
         chosen = processor or _fitting(names, section)
-        write_records(dataset, chosen, Path(out_dir).expanduser() / split, seed=seed)
+        write_records(dataset, chosen, _own_folder(Path(out_dir).expanduser() / split), seed=seed)
         written[split] = len(dataset)
     return written
+
+
+def _own_folder(folder: Path) -> Path:
+    """Raises: ConfigError: it holds prepared text, whose tokenizer and counts would be replaced."""
+    if TokenShards.is_one(folder):
+        raise ConfigError(
+            "the folder holds what `openwafer prepare text` wrote",
+            where=str(folder),
+            hint="another --out",
+        )
+    return folder
 
 
 def _fitting(names: list[str], section: dict[str, Any]) -> str:

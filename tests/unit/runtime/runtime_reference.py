@@ -226,6 +226,7 @@ class Setup:
         folder: Path | None = None,
         *,
         depth: int = 1,
+        waiting: int = 1,
         memory: DeviceMemory | None = None,
         policy: Policy = "keep",
         chunk_elements: int = CHUNK_ELEMENTS,
@@ -256,6 +257,7 @@ class Setup:
             shards,
             StreamingOptions(
                 prefetch_depth=depth,
+                returns_waiting=waiting,
                 memory=memory,
                 policies=(policy,) * len(self.layers),
                 spill=spill,

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from runtime_reference import Setup, batches_like, optimizer_config, run_steps
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import openwafer.runtime.compiled as compiled_module
 import openwafer.runtime.forms.inductor as inductor
@@ -231,6 +232,26 @@ def test_auto_compiles_what_repays_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for size, expected in sizes.items():
         assert inductor.chosen_compiler("auto", device=CPU, activation_bytes=size) == expected
     assert inductor.chosen_compiler("eager", device=CPU, activation_bytes=1 << 40) == "eager"
+
+
+@pytest.mark.parametrize(("given", "alone"), [("gelu", False), ("tanh", True), ("both", True)])
+def test_only_a_tanh_that_is_a_result_keeps_the_slow_form(given, alone, monkeypatch) -> None:
+    """Around 0 the fast form is off by 1e-7, which gelu's 1 + tanh does not show."""
+    patches: list[dict[str, Any]] = []
+
+    def noted(graph, tensors, *, dynamic_shapes, options):
+        patches.append(options["config_patches"])
+        return graph
+
+    monkeypatch.setattr("torch._inductor.standalone_compile", noted)
+
+    class Layer(nn.Module):
+        def forward(self, x):
+            first = F.gelu(x, approximate="tanh") if given != "tanh" else x
+            return first if given == "gelu" else torch.ops.aten.tanh(first)
+
+    inductor.compile_graph(make_fx(Layer())(torch.rand(3)), [torch.rand(3)])
+    assert patches[0]["cpp.use_decompose_tanh"] == (not alone)
 
 
 def test_without_a_compiler_auto_does_without_and_inductor_says_so(

@@ -58,14 +58,17 @@ def test_every_way_gives_the_same_bits_as_keeping(
 # ---------------------------------------------------------------- the account and the plan
 
 
+@pytest.mark.parametrize("waiting", [1, 3])
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_step_takes_no_more_than_was_planned(
-    name: str, policy: Policy, setups: dict[str, Setup], tmp_path: Path
+    name: str, policy: Policy, waiting: int, setups: dict[str, Setup], tmp_path: Path
 ) -> None:
     setup = setup_of(setups, name)
     memory = DeviceMemory()
-    executor = setup.streaming(optimizer_config(), tmp_path, policy=policy, memory=memory)
+    executor = setup.streaming(
+        optimizer_config(), tmp_path, policy=policy, memory=memory, waiting=waiting
+    )
     fixed = executor._store.staging_bytes
     run_steps(executor, batches_like(setup.batch, 4), microbatches=2)
     executor.close()
@@ -73,6 +76,7 @@ def test_a_step_takes_no_more_than_was_planned(
         model_memory(setup.train),
         (policy,) * len(setup.layers),
         prefetch_depth=1,
+        returns_waiting=waiting,
         num_microbatches=2,
     )
     at_least = SPILL_BUFFERS * 4096 if policy == "spill" else 0  # a buffer is whole pages
@@ -87,9 +91,15 @@ def deep(setup: Setup, count: int) -> ModelMemory:
     return dataclasses.replace(memory, layers=(largest,) * count)
 
 
-@given(st.integers(1, 40), st.integers(1, 5), st.floats(0.05, 1.2), st.floats(0.0, 0.5))
+@given(
+    st.integers(1, 40),
+    st.integers(1, 5),
+    st.integers(1, 6),
+    st.floats(0.05, 1.2),
+    st.floats(0.0, 0.5),
+)
 def test_what_is_chosen_fits_or_the_error_says_what_would(
-    num_layers: int, num_microbatches: int, share: float, kept_share: float
+    num_layers: int, num_microbatches: int, waiting: int, share: float, kept_share: float
 ) -> None:
     model = deep(SETUP, num_layers)
     whole = step_memory(
@@ -99,6 +109,7 @@ def test_what_is_chosen_fits_or_the_error_says_what_would(
     options = {
         "choice": "auto",
         "prefetch_depth": 1,
+        "returns_waiting": waiting,
         "num_microbatches": num_microbatches,
         "kept_share": kept_share,
         "spills_elsewhere": True,
@@ -109,6 +120,7 @@ def test_what_is_chosen_fits_or_the_error_says_what_would(
         enough = int(error.allowed.split(" MiB")[0].replace(",", "")) * 2**20
         plan, budget = plan_step(model, budget_bytes=enough, **options), enough
     assert plan.memory.peak_bytes <= budget * (1 - kept_share)
+    assert 1 <= plan.returns_waiting <= waiting
     kept = [policy == "keep" for policy in plan.policies]
     assert kept == sorted(kept)  # the last ones, which are needed first
 

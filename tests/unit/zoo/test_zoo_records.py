@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from openwafer.cli import main
-from openwafer.errors import ConfigError
+from openwafer.data import build_dataset
+from openwafer.data.prepare import prepare
+from openwafer.errors import ConfigError, DataError
+from openwafer.zoo.catalog import load
 from openwafer.zoo.records import write_model_records
 
 WORDS = ("Anna B-PER", "lives O", "in O", "Bern B-LOC", ". O")
@@ -40,6 +44,7 @@ def test_a_model_trains_on_its_records_as_on_its_data(
     assert sorted(path.name for path in (out / "train").iterdir()) == [
         "examples-00000.tfrecord",
         "labels.json",
+        "meta.json",
         "tokenizer.json",
     ]
     losses: list[str] = []
@@ -53,6 +58,33 @@ def test_a_model_trains_on_its_records_as_on_its_data(
         assert main([*run, "--set", "runconfig.log_steps=2", *processor, *changes, *every]) == 0
         losses.append(last_loss(capsys.readouterr().out))
     assert losses[0] == losses[1]
+
+
+def test_records_know_the_bytes_of_their_tokens(tmp_path: Path) -> None:
+    """So that bits per byte are those of the text, whatever the data are read from."""
+    changes = [f"{split}_input.embedded_bytes=20000" for split in ("train", "eval")]
+    write_model_records("gpt2/tiny", tmp_path, overrides=changes)
+    section = load("gpt2/tiny", changes).raw["eval_input"]
+    expected = build_dataset("causal_lm", section, "eval").info.bytes_per_token
+    assert expected > 0.9
+    read = {**section, "data_dir": str(tmp_path)}
+    assert build_dataset("causal_lm", read, "eval").info.bytes_per_token == expected
+    of_others, broken = (shutil.copytree(tmp_path / "eval", tmp_path / name) for name in "ab")
+    (of_others / "meta.json").write_text('{"format": "another"}')
+    read["data_dir"] = str(of_others)
+    assert build_dataset("causal_lm", read, "eval").info.bytes_per_token == 0
+    (broken / "meta.json").write_text('{"format": "openwafer-records"}')
+    with pytest.raises(DataError, match="write the records again") as caught:
+        build_dataset("causal_lm", {**read, "data_dir": str(broken)}, "eval")
+    assert caught.value.where == str(broken / "meta.json")
+
+
+def test_prepared_text_is_not_replaced(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("some text, " * 50)
+    prepare([text], tmp_path / "out" / "train", tokenizer="byte")
+    with pytest.raises(ConfigError, match="prepare text"):
+        write_model_records("gpt2/tiny", tmp_path / "out")
 
 
 def test_what_has_no_records(tmp_path: Path) -> None:

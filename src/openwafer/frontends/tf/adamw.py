@@ -12,6 +12,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from openwafer.frontends.tf.library import tf
 
 __all__ = ["AdamWOptimizer"]
@@ -24,8 +26,9 @@ class AdamWOptimizer(tf.compat.v1.train.Optimizer):
         learning_rate: a number, or a tensor of the global step.
         exclude_from_weight_decay: regular expressions; a variable in whose name one is found does
             not decay.
-        use_bias_correction: divide m by 1 - beta1^t and v by 1 - beta2^t, t being the global step
-            from 1 on; epsilon is beside the √v that is corrected, as in PyTorch's AdamW.
+        use_bias_correction: divide m by 1 - beta1^t and v by 1 - beta2^t, t being the number of
+            updates, this one included, which a variable counts: a step that a loss scale skips is
+            none. epsilon is beside the √v that is corrected, as in PyTorch's AdamW.
     """
 
     def __init__(
@@ -46,24 +49,28 @@ class AdamWOptimizer(tf.compat.v1.train.Optimizer):
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
         self.use_bias_correction = use_bias_correction
         self.exclude_from_weight_decay = tuple(exclude_from_weight_decay or ())
-        self._step: Any = None
+        self.counter: Any = None
+        """The variable that counts the updates, int64; made with them, for bias correction."""
 
     def decays(self, name: str) -> bool:
         """Whether the variable of that name decays."""
         excluded = any(re.search(pattern, name) for pattern in self.exclude_from_weight_decay)
         return bool(self.weight_decay_rate) and not excluded
 
-    def apply_gradients(
-        self: Any, grads_and_vars: Any, global_step: Any = None, name: Any = None
-    ) -> Any:
-        """As every optimizer; bias correction counts the global step."""
-        self._step = global_step
-        return super().apply_gradients(grads_and_vars, global_step, name)
-
     def _create_slots(self: Any, var_list: Any) -> None:
         for variable in var_list:
             self._zeros_slot(variable, "m", self._name)
             self._zeros_slot(variable, "v", self._name)
+        if self.use_bias_correction:
+            first = min(var_list, key=lambda variable: variable.name)
+            self.counter = self._create_non_slot_variable(np.int64(0), "num_updates", first)
+
+    def _finish(self: Any, update_ops: Any, name_scope: Any) -> Any:
+        if not self.use_bias_correction:
+            return super()._finish(update_ops, name_scope)
+        with tf.control_dependencies(update_ops):
+            counted = self.counter.assign_add(1).op
+        return tf.group(*update_ops, counted, name=name_scope)
 
     def _resource_apply_dense(self: Any, grad: Any, handle: Any) -> Any:
         return self._update(grad, handle)
@@ -85,7 +92,7 @@ class AdamWOptimizer(tf.compat.v1.train.Optimizer):
         digits in float32."""
         if not self.use_bias_correction:
             return average
-        count = tf.cast(self._step, tf.float64) + 1.0
+        count = tf.cast(self.counter, tf.float64) + 1.0
         return average / tf.cast(1.0 - tf.constant(beta, tf.float64) ** count, tf.float32)
 
     def _update(self: Any, grad: Any, var: Any) -> Any:

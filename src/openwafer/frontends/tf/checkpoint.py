@@ -19,7 +19,14 @@ from openwafer.files import write_bytes
 from openwafer.frontends.tf.library import tf
 from openwafer.frontends.tf.nodes import Array
 
-__all__ = ["CheckpointWriter", "global_step_of", "latest_checkpoint", "read_checkpoint"]
+__all__ = [
+    "CheckpointWriter",
+    "all_checkpoints",
+    "global_step_of",
+    "latest_checkpoint",
+    "newest_step",
+    "read_checkpoint",
+]
 
 _GLOBAL_STEP = "global_step"
 
@@ -27,6 +34,18 @@ _GLOBAL_STEP = "global_step"
 def latest_checkpoint(model_dir: Path) -> str | None:
     """Prefix of the newest checkpoint that the state file names; None if there is none."""
     return tf.train.latest_checkpoint(str(model_dir))
+
+
+def all_checkpoints(model_dir: Path) -> list[str]:
+    """Prefixes of the checkpoints that the state file names, oldest first.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    state = tf.train.get_checkpoint_state(str(model_dir))
+    if state is None:
+        raise CheckpointError("there are no checkpoints", where=str(model_dir), hint="train first")
+    return [str(path) for path in state.all_model_checkpoint_paths]
 
 
 def read_checkpoint(prefix: str, names: Sequence[str] | None = None) -> dict[str, Array]:
@@ -54,6 +73,12 @@ def read_checkpoint(prefix: str, names: Sequence[str] | None = None) -> dict[str
             where=prefix,
             hint="checkpoints are <model_dir>/model.ckpt-<step>",
         ) from error
+
+
+def newest_step(model_dir: Path) -> int:
+    """The global step of the newest checkpoint; 0 if there is none."""
+    prefix = latest_checkpoint(model_dir)
+    return global_step_of(read_checkpoint(prefix, [_GLOBAL_STEP])) if prefix else 0
 
 
 def global_step_of(values: Mapping[str, Array]) -> int:

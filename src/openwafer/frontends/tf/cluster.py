@@ -21,10 +21,13 @@ __all__ = ["CSSlurmClusterResolver", "set_tf_config", "tf_config"]
 
 _log = logging.getLogger("openwafer")
 
-_PORT = 23111
+_PORT, _PORTS_APART = 49600, 2
+"""Of release 1.6, as its logs show them."""
+_RESOLVER_PORT = 23111
+"""Of scripts before it, whose ports follow each other."""
 
 
-def tf_config(port_base: int = _PORT) -> dict[str, Any]:
+def tf_config(port_base: int = _PORT, ports_apart: int = _PORTS_APART) -> dict[str, Any]:
     """What `TF_CONFIG` holds for this task; {} where there are no workers.
 
     The addresses say how many workers there are: nothing of TensorFlow listens there.
@@ -32,7 +35,10 @@ def tf_config(port_base: int = _PORT) -> dict[str, Any]:
     environment = tasks.current()
     if not environment.num_workers:
         return {}
-    hosts = [f"{environment.node}:{port_base + i}" for i in range(environment.num_workers + 1)]
+    hosts = [
+        f"{environment.node}:{port_base + ports_apart * task}"
+        for task in range(environment.num_workers + 1)
+    ]
     worker = environment.role == "worker"
     return {
         "cluster": {"chief": hosts[:1], "worker": hosts[1:]},
@@ -55,11 +61,11 @@ class CSSlurmClusterResolver:
     """The tasks of a SLURM step as TensorFlow's cluster.
 
     Args:
-        port_base: port of the first task; the others follow.
+        port_base: port of the first task; the others follow, one by one.
     """
 
-    def __init__(self, port_base: int = _PORT) -> None:
-        self._config = tf_config(port_base)
+    def __init__(self, port_base: int = _RESOLVER_PORT) -> None:
+        self._config = tf_config(port_base, ports_apart=1)
 
     def cluster_spec(self) -> Any:
         """A tf.train.ClusterSpec; empty where there is one task."""

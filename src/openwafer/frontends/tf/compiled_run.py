@@ -8,9 +8,9 @@ is in the modules that these two put together.
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,12 @@ import numpy as np
 
 from openwafer.errors import ConfigError
 from openwafer.frontends.tf.checkpoint import CheckpointWriter, global_step_of
-from openwafer.frontends.tf.grad_accum_hooks import is_for_tensorflow_alone
 from openwafer.frontends.tf.host_metrics import HostMetrics
 from openwafer.frontends.tf.input_data import InputFn
 from openwafer.frontends.tf.library import tf
 from openwafer.frontends.tf.nodes import Array
-from openwafer.frontends.tf.prepared_model import PreparedModel
 from openwafer.frontends.tf.run_setup import RunSetup
+from openwafer.frontends.tf.session_hooks import SessionHooks, checkpoint_steps, hooks_of
 from openwafer.frontends.tf.variables import variable_values
 from openwafer.pipeline import validate_program
 from openwafer.plan.plan import Plan
@@ -99,14 +98,23 @@ class CompiledRuns:
         return True
 
     def train(
-        self, input_fn: InputFn, *, steps: int | None, max_steps: int | None, hooks: Hooks
+        self,
+        input_fn: InputFn,
+        *,
+        steps: int | None,
+        max_steps: int | None,
+        hooks: Sequence[Any] | None = None,
     ) -> TrainResult:
-        """Train from the newest checkpoint, or from the initializers."""
+        """Train from the newest checkpoint, or from the initializers.
+
+        Args:
+            hooks: of TensorFlow, besides those of the spec.
+        """
         setup, mode = self.setup, tf.estimator.ModeKeys.TRAIN
         model = setup.model(input_fn, mode)
         train_op = model.train_op
         assert train_op is not None
-        _say_hooks_are_left_out(model)
+        all_hooks = hooks_of(model.graph.spec, hooks)
         values = setup.values(model, setup.newest_checkpoint())
         step = global_step_of(values)
         started = setup.start(model, values, step=step)
@@ -125,15 +133,20 @@ class CompiledRuns:
             stack.callback(executor.close)
             stop = stack.enter_context(StopRequest())
             source = stack.enter_context(setup.source(input_fn, mode))
-            tools = self._train_tools(stack, stop, model.metrics, hooks, step, save)
+            per_step = train_op.optimizer.grad_accum_steps
+            run = setup.run_config(steps=steps, max_steps=max_steps)
+            often = checkpoint_steps(all_hooks, setup.model_dir, run.checkpoint_steps)
+            start = setup.progress(input_fn, source, step=step, batches_per_step=per_step)
+            called = SessionHooks(all_hooks, model.graph, stop, step=step)
+            tools = self._train_tools(stack, stop, model.metrics, called, step, save)
             result = train(
                 executor,
                 source,
-                run=setup.run_config(steps=steps, max_steps=max_steps),
+                run=replace(run, checkpoint_steps=often),
                 learning_rate_at=train_op.learning_rate_at,
                 tools=tools,
-                grad_accum_steps=train_op.optimizer.grad_accum_steps,
-                start=Progress(global_step=step, origin_step=step),
+                grad_accum_steps=per_step,
+                start=start,
             )
         self._report(result, tools.reporter, started.figures)
         return result
@@ -221,15 +234,3 @@ class CompiledRuns:
                 seen += len(arrays[0])
                 if num_samples is not None and seen >= num_samples:
                     return
-
-
-def _say_hooks_are_left_out(model: PreparedModel) -> None:
-    """Hooks of a spec work on a session of TensorFlow; those that only log have nothing to add."""
-    spec = model.graph.spec
-    hooks = [*(spec.training_hooks or ()), *(spec.training_chief_hooks or ())]
-    left_out = [type(hook).__name__ for hook in hooks if not is_for_tensorflow_alone(hook)]
-    if left_out:
-        _log.warning(
-            "training_hooks need a session of TensorFlow and are not called: %s",
-            ", ".join(left_out),
-        )

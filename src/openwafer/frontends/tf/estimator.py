@@ -16,14 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from openwafer.errors import ConfigError
+from openwafer.frontends.tf.checkpoint import newest_step
 from openwafer.frontends.tf.cluster import set_tf_config
 from openwafer.frontends.tf.compiled_run import CompiledRuns
 from openwafer.frontends.tf.estimator_spec import for_tensorflow
+from openwafer.frontends.tf.input_data import going_on
 from openwafer.frontends.tf.library import tf
+from openwafer.frontends.tf.model_graph import seeded
 from openwafer.frontends.tf.run_config import CSRunConfig
 from openwafer.frontends.tf.run_setup import RunSetup
+from openwafer.frontends.tf.session_hooks import check_hooks, say_left_out
 from openwafer.plan.text import plan_text
-from openwafer.train.hooks import Hooks
 from openwafer.train.progress import configure_logging
 
 __all__ = ["CerebrasEstimator"]
@@ -136,9 +139,9 @@ class CerebrasEstimator(tf.estimator.Estimator):
             OpenWaferError: the run cannot begin, or failed.
         """
         if not (self._uses_cs and use_cs):
-            return super().train(input_fn, hooks, steps, max_steps, saving_listeners)
+            data = going_on(input_fn, newest_step(Path(self.model_dir)))
+            return super().train(data, hooks, steps, max_steps, saving_listeners)
         for what, value in (
-            ("hooks", hooks),
             ("saving_listeners", saving_listeners),
             ("sparsifier", sparsifier),
         ):
@@ -148,9 +151,10 @@ class CerebrasEstimator(tf.estimator.Estimator):
                     allowed="host_call for metrics; the loss is logged by itself",
                     hint="leave them out, or use_cs=False",
                 )
+        check_hooks(hooks)
         runs = self._compiled()
         if not runs.stream(input_fn, tf.estimator.ModeKeys.TRAIN):
-            runs.train(input_fn, steps=steps, max_steps=max_steps, hooks=Hooks())
+            runs.train(input_fn, steps=steps, max_steps=max_steps, hooks=hooks)
         return self
 
     def evaluate(
@@ -169,6 +173,7 @@ class CerebrasEstimator(tf.estimator.Estimator):
         """
         if not (self._uses_cs and use_cs):
             return super().evaluate(input_fn, steps, hooks, checkpoint_path, name)
+        say_left_out(hooks)
         runs = self._compiled()
         if runs.stream(input_fn, tf.estimator.ModeKeys.EVAL):
             return {}
@@ -195,6 +200,7 @@ class CerebrasEstimator(tf.estimator.Estimator):
                 input_fn, predict_keys, hooks, checkpoint_path, yield_single_examples
             )
             return
+        say_left_out(hooks)
         runs = self._compiled()
         if runs.stream(input_fn, tf.estimator.ModeKeys.PREDICT):
             return
@@ -209,13 +215,13 @@ class CerebrasEstimator(tf.estimator.Estimator):
 
 
 def _plain(model_fn: Any) -> Any:
-    """A model_fn for TensorFlow itself, with the same arguments."""
+    """A model_fn for TensorFlow itself, with the same arguments and the seed of a compiled run."""
     names = list(inspect.signature(model_fn).parameters)
 
     def call(features: Any, labels: Any, mode: Any, params: Any, config: Any) -> Any:
         given = {"labels": labels, "mode": mode, "params": params, "config": config}
-        return for_tensorflow(
-            model_fn(features, **{name: value for name, value in given.items() if name in names})
-        )
+        wanted = {name: value for name, value in given.items() if name in names}
+        with seeded(config.tf_random_seed):
+            return for_tensorflow(model_fn(features, **wanted))
 
     return call

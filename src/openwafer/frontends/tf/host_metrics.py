@@ -84,6 +84,8 @@ class HostMetrics:
             self.tensors = tuple(tensor for part in host_call[1:] for tensor in part)
         else:
             self.tensors = _frontier(stateful)
+        # TensorFlow forgets the Python functions of a graph with it; metrics may call some.
+        self._original = model.graph
         own = _Extract(model, self.tensors, stateful)
         self._names, self._places = tuple(pairs), own.places
         self._updates, self._values = own.copies(updates), own.copies(values)

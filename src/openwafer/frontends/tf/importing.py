@@ -74,7 +74,7 @@ def import_graph(
     inputs = {placeholder.name: path for path, placeholder in model.inputs.items()}
     reads = _reads(order, handles)
     constant = _constant_operations(order, frozenset(inputs), reads)
-    paths = ModulePaths(operation.name for operation in order)
+    paths = ModulePaths((operation.name for operation in order), reads.values())
     nodes = tuple(
         node
         for operation in order

@@ -4,6 +4,9 @@ Decides how `input_fn` is called, that its dataset is read in a graph and sessio
 Estimator does, so that code for TensorFlow 1 works), and how arrays become torch tensors. Which
 batches a task passes on is decided in streaming/.
 
+An input function with numbers (`NumberedInput`) goes on where its run stopped. Any other one begins
+with its first batch again, as in TensorFlow, which keeps no place in the data.
+
 A dataset that `shard` was called on, as the documented input functions do with several workers, is
 this task's part already; of any other one, each of n workers reads all and passes on every n-th.
 """
@@ -15,11 +18,12 @@ import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader
 
 from openwafer.errors import DataError, OpenWaferError
 from openwafer.frontends.tf.input_report import slow_spots
@@ -30,12 +34,46 @@ from openwafer.frontends.torch.blame import user_line_of
 from openwafer.streaming.loader import BatchSequence
 from openwafer.streaming.randomness import result_of
 from openwafer.streaming.shard import Shard
+from openwafer.train.evaluation import open_epoch
 
-__all__ = ["InputFn", "InputFunction", "example_batch"]
+__all__ = ["InputFn", "InputFunction", "NumberedInput", "example_batch", "going_on", "place_of"]
 
 _log = logging.getLogger("openwafer")
 
 InputFn = Callable[..., Any]
+
+
+@runtime_checkable
+class NumberedInput(Protocol):
+    """An input_fn of batches that have numbers, so that a run can begin with any of them.
+
+    loader, seed: what the batches are made from, epoch by epoch; compiled runs read it themselves.
+    """
+
+    @property
+    def loader(self) -> DataLoader[Any]: ...
+    @property
+    def seed(self) -> int: ...
+
+    def __call__(self) -> Any:
+        """The tf.data.Dataset."""
+        ...
+
+    def from_step(self, step: int) -> NumberedInput:
+        """The same batches, from those of global step `step` on."""
+        ...
+
+
+def going_on(input_fn: InputFn, step: int) -> InputFn:
+    """The input_fn of a run of TensorFlow itself that has made `step` steps."""
+    return input_fn.from_step(step) if isinstance(input_fn, NumberedInput) else input_fn
+
+
+def place_of(step: int, *, num_batches: int, batches_per_step: int) -> tuple[int, int]:
+    """Epoch and batch where global step `step` begins; epochs have whole steps."""
+    # An epoch without a whole step is refused where training begins.
+    epoch, step_in_epoch = divmod(step, max(1, num_batches // batches_per_step))
+    return epoch, step_in_epoch * batches_per_step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +114,8 @@ class InputFunction:
 
     def sequence(self, *, seed: int, shard: Shard) -> BatchSequence:
         """The batches of this task's shard, as torch tensors."""
+        if isinstance(self.function, NumberedInput):
+            return _Features(self.function.loader, seed=self.function.seed, shard=shard)
         graph = tf.Graph()
         with graph.as_default():
             tf.compat.v1.set_random_seed(seed)
@@ -89,6 +129,14 @@ class InputFunction:
             shard=shard,
             already_sharded=shard.count > 1 and "ShardDataset" in kinds,
         )
+
+
+class _Features(BatchSequence):
+    """A loader's batches in the form of an input_fn's."""
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        with open_epoch(super(), epoch=epoch, start=start) as batches:
+            yield from map(as_batch, batches)
 
 
 class _Dataset:

@@ -45,7 +45,8 @@ class KnownOptimizer:
 
     rate: number, tensor or function, as it was given. rate_factor: what it is multiplied with in
     the step after `t` steps. slots: torch's name of a state → TensorFlow's. powers: the numbers β
-    of which a variable holds β^(t + 1) after t steps. sparse: gradients of embeddings are the same
+    of which a variable holds β^(t + 1) after t steps. counter: name of the variable that holds t,
+    where the optimizer has one. sparse: gradients of embeddings are the same
     as dense ones to it.
     """
 
@@ -54,6 +55,7 @@ class KnownOptimizer:
     rate: Any
     slots: Mapping[str, str] = field(default_factory=dict[str, str])
     powers: tuple[float, ...] = ()
+    counter: str = ""
     rate_factor: Callable[[int], float] = _no_factor
     weight_decay_rate: float = 0.0
     exclude_from_weight_decay: tuple[str, ...] = ()
@@ -179,6 +181,7 @@ def _adamw(optimizer: Any, names: Sequence[str]) -> KnownOptimizer:
         ),
         rate=optimizer.learning_rate,
         slots={"exp_avg": "m", "exp_avg_sq": "v"},
+        counter=optimizer.counter.op.name if optimizer.use_bias_correction else "",
         weight_decay_rate=decay,
         exclude_from_weight_decay=spared,
     )

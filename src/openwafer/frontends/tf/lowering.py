@@ -15,7 +15,7 @@ from torch import nn
 from torch.fx import traceback as fx_traceback
 
 from openwafer.errors import UnsupportedOpError, nearest
-from openwafer.frontends.tf.nodes import Node, TensorGraph
+from openwafer.frontends.tf.nodes import Array, Node, TensorGraph
 from openwafer.frontends.tf.ops import LOWERINGS
 from openwafer.frontends.tf.ops.table import (
     DTYPES,
@@ -87,14 +87,17 @@ class GraphModule(nn.Module):
 
 
 def _constants(graph: TensorGraph) -> dict[str, Operand]:
-    """Small ones as arrays, since lowerings read axes and sizes from them; of a large one, such as
-    a mask that every block adds, the operations share one tensor."""
+    """Numbers and small lists of integers as arrays, since lowerings read axes and sizes from them;
+    of others, such as a mask that every block adds, the operations share one tensor."""
     return {
-        name: tensor(array)
-        if array.size > _MOST_READ_AS_NUMBERS and array.dtype.name in DTYPES
-        else array
+        name: tensor(array) if _is_shared(array) else array
         for name, array in graph.constants.items()
     }
+
+
+def _is_shared(array: Array) -> bool:
+    is_list_of_floats = array.size > 1 and array.dtype.kind == "f"
+    return array.dtype.name in DTYPES and (is_list_of_floats or array.size > _MOST_READ_AS_NUMBERS)
 
 
 def _as_tensor(value: Operand) -> torch.Tensor:

@@ -18,7 +18,7 @@ from openwafer.errors import CaptureError, DataError
 from openwafer.frontends.tf.library import tf
 from openwafer.frontends.tf.recording import Recording, recording
 
-__all__ = ["CallModelFn", "ModelGraph", "as_batch", "build_model_graph", "variables_of"]
+__all__ = ["CallModelFn", "ModelGraph", "as_batch", "build_model_graph", "seeded", "variables_of"]
 
 CallModelFn = Callable[[Any, Any, str], Any]
 """(features, labels, mode) → EstimatorSpec."""
@@ -62,7 +62,7 @@ def build_model_graph(
         CaptureError: model_fn does not give an EstimatorSpec.
     """
     graph = tf.Graph()
-    with graph.as_default(), recording(graph) as found, _seeded(seed):
+    with graph.as_default(), recording(graph) as found, seeded(seed):
         if seed is not None:
             tf.compat.v1.set_random_seed(seed)
         global_step = tf.compat.v1.train.get_or_create_global_step()
@@ -92,7 +92,7 @@ def build_model_graph(
 
 
 @contextmanager
-def _seeded(seed: int | None) -> Generator[None]:
+def seeded(seed: int | None) -> Generator[None]:
     """Keras initializers without a seed of their own ask Python for one."""
     before = random.getstate()
     try:

@@ -5,7 +5,8 @@ Does not decide what is done with an operation.
 
 Module paths are name scopes with dots for slashes. Scopes that TensorFlow numbered apart become the
 elements of a list, as they are in PyTorch: `block`, `block_1`, `block_2` are `block.0`, `block.1`
-and `block.2`, so that layers are cut there.
+and `block.2`, so that layers are cut there. A layer that is called again has a numbered scope too,
+and the variables of its first call: it stays one module.
 """
 
 from __future__ import annotations
@@ -49,15 +50,19 @@ def site_of_operation(operation: Any, paths: ModulePaths) -> Site:
 
 
 class ModulePaths:
-    """Module paths for the operations of one graph, given the names of all of them."""
+    """Module paths for the operations of one graph, given the names of all of them, and of its
+    variables."""
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], variables: Iterable[str] = ()) -> None:
         self._lists: set[tuple[str, str]] = set()
+        self._holders = {
+            name[:end] for name in variables for end, sign in enumerate(name) if sign == "/"
+        }
         for name in names:
             scopes = name.split("/")[:-1]
             for depth, scope in enumerate(scopes):
                 match = _NUMBERED.fullmatch(scope)
-                if match:
+                if match and not self._is_called_again(scopes[:depth], scope, match[1]):
                     self._lists.add(("/".join(scopes[:depth]), match[1]))
 
     def of(self, name: str) -> str:
@@ -67,6 +72,8 @@ class ModulePaths:
         for depth, scope in enumerate(scopes):
             parent = "/".join(scopes[:depth])
             match = _NUMBERED.fullmatch(scope)
+            if match and self._is_called_again(scopes[:depth], scope, match[1]):
+                scope, match = match[1], None
             if match:
                 parts += [match[1], match[2]]
             elif (parent, scope) in self._lists:
@@ -74,3 +81,8 @@ class ModulePaths:
             else:
                 parts.append(scope)
         return ".".join(parts)
+
+    def _is_called_again(self, parents: list[str], scope: str, first: str) -> bool:
+        """Whether the variables are all in the scope without the number."""
+        own, other = ("/".join([*parents, each]) for each in (scope, first))
+        return own not in self._holders and other in self._holders

@@ -4,6 +4,7 @@ Decides these forms, each a function that looks at one node and what it is compu
 depends on a form being found: its parts are operations of their own, with the same result.
 
     Dense                   BiasAdd(MatMul(x, w), b), perhaps with a reshape of the product between
+    Biased…                 BiasAdd(Conv2D(x, w), b), and of a transposed convolution
     Dropout                 where(random ≥ rate, x · 1/(1 - rate), 0), or with a product for where
     MeanSparseCrossEntropy  the mean of SparseSoftmaxCrossEntropyWithLogits, in its two spellings
     LayerNorm               FusedBatchNorm of a tensor's rows as channels, · gamma + beta; or the
@@ -27,6 +28,9 @@ __all__ = ["fuse"]
 
 _ADDS = ("Add", "AddV2", "BiasAdd")
 _RANDOM = ("RandomUniform",)
+_CONVOLUTION_ATTRIBUTES = (
+    *("data_format", "dilations", "explicit_paddings", "padding", "strides"),
+)
 _PASSES_ON = ("Identity", "Cast", "Reshape")
 
 
@@ -116,6 +120,17 @@ def _dense(view: _View, node: Node) -> Node | None:
     return replace(node, kind="Dense", inputs=(*product.inputs, node.inputs[1]), own=own)
 
 
+def _biased_convolution(view: _View, node: Node) -> Node | None:
+    if node.kind != "BiasAdd":
+        return None
+    found = view.maker(node.inputs[0], "Conv2D", "Conv2DBackpropInput")
+    if found is None or found.attribute("data_format") != node.attribute("data_format"):
+        return None
+    own = {name: found.attribute(name) for name in _CONVOLUTION_ATTRIBUTES}
+    inputs = (*found.inputs, node.inputs[1])
+    return replace(node, kind=f"Biased{found.kind}", inputs=inputs, own=own)
+
+
 def _same_width(node: Node, other: Node) -> bool:
     widths = [each.shapes[0][-1] if each.shapes[0] else None for each in (node, other)]
     return widths[0] is not None and widths[0] == widths[1]
@@ -158,6 +173,8 @@ def _mean_cross_entropy(view: _View, node: Node) -> Node | None:
     that is the number of samples."""
     if node.kind == "Mean":
         losses, weighted = node.inputs[0], 1.0
+        while (shaped := view.maker(losses, "Reshape")) is not None:
+            losses = shaped.inputs[0]
     elif node.kind in ("DivNoNan", "RealDiv"):
         count = view.number(node.inputs[1])
         losses, weighted = _summed(view, node.inputs[0])
@@ -282,6 +299,7 @@ def _is_plain_norm(view: _View, norm: Node) -> bool:
 
 _FORMS: tuple[Callable[[_View, Node], Node | None], ...] = (
     _dense,
+    _biased_convolution,
     _dropout,
     _mean_cross_entropy,
     _layer_norm,

@@ -17,8 +17,8 @@ import yaml
 
 from openwafer.errors import ConfigError
 from openwafer.files import replacing, write_text
+from openwafer.frontends.tf.checkpoint import all_checkpoints, latest_checkpoint
 from openwafer.frontends.tf.estimator import CerebrasEstimator
-from openwafer.frontends.tf.library import tf
 from openwafer.frontends.tf.run_params import TFRunParams, load_run_params, make_run_config
 from openwafer.frontends.tf.warm_start import create_warm_start_settings
 from openwafer.streaming import tasks
@@ -155,20 +155,16 @@ class _Run:
             checkpoint_path=checkpoint or (str(given) if given else None),
             use_cs=self._settings.use_cs,
         )
-        _log.info("Evaluation: %s", ", ".join(f"{k} = {v:g}" for k, v in result.items()))
+        if result:  # a task that only streams data has none
+            _log.info("Evaluation: %s", ", ".join(f"{k} = {v:g}" for k, v in result.items()))
         return result
 
     def _evaluate_all(self) -> list[dict[str, Any]]:
-        state = tf.train.get_checkpoint_state(str(self._settings.model_dir))
-        if state is None:
-            raise ConfigError(
-                "there are no checkpoints", where=str(self._settings.model_dir), hint="train first"
-            )
-        return [self._evaluate(str(path)) for path in state.all_model_checkpoint_paths]
+        return [self._evaluate(path) for path in all_checkpoints(self._settings.model_dir)]
 
     def _train_and_evaluate(self) -> dict[str, Any]:
         self._train()
-        return self._evaluate(tf.train.latest_checkpoint(str(self._settings.model_dir)))
+        return self._evaluate(latest_checkpoint(self._settings.model_dir))
 
     def _predict(self) -> Path:
         """Written as the documented `predictions_{cs|tf}_{task_id}.npz`."""

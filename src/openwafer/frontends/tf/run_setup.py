@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from openwafer.config.runconfig import RunConfig
 from openwafer.errors import ConfigError
 from openwafer.frontends.tf.checkpoint import latest_checkpoint, read_checkpoint
-from openwafer.frontends.tf.input_data import InputFn, InputFunction
+from openwafer.frontends.tf.input_data import InputFn, InputFunction, NumberedInput, place_of
 from openwafer.frontends.tf.library import tf
 from openwafer.frontends.tf.model_graph import CallModelFn, variables_of
 from openwafer.frontends.tf.nodes import Array
@@ -38,6 +38,7 @@ from openwafer.streaming.meeting import forget_meeting, open_coordinator
 from openwafer.streaming.shard import Shard
 from openwafer.streaming.source import BatchSource, Mode
 from openwafer.train.performance import PlanFigures
+from openwafer.train.position import Progress
 
 __all__ = ["RunSetup", "Started"]
 
@@ -135,6 +136,18 @@ class RunSetup:
             coordinator.wait_for_workers()
             forget_meeting(environment)
             yield coordinator.source(_MODES[mode])
+
+    def progress(
+        self, input_fn: InputFn, source: BatchSource, *, step: int, batches_per_step: int
+    ) -> Progress:
+        """Where a run that has made `step` steps goes on, in its data too if they have numbers."""
+        here = Progress(global_step=step, origin_step=step)
+        if not isinstance(input_fn, NumberedInput):
+            return here
+        num_batches = source.num_batches
+        assert num_batches is not None, "what has numbers has a length"
+        epoch, batch = place_of(step, num_batches=num_batches, batches_per_step=batches_per_step)
+        return replace(here, epoch=epoch, batch=batch)
 
     def start(self, model: PreparedModel, values: dict[str, Array], *, step: int) -> Started:
         """An executor with the state that `values` say."""

@@ -104,7 +104,8 @@ def understand_train_op(model: ModelGraph) -> TrainOp:
     with _at_line_of(model, call):
         wrappers = around(call, source, model.graph)
     scaling = _scaling(model, source, rule, wrappers.scaling)
-    _check_sparse(known, pairs, rule)
+    with _at_line_of(model, call):
+        _check_sparse(known, pairs, rule)
     rate = function_of_step(model.graph, model.global_step, known.rate)
     optimizer = OptimizerConfig(
         optimizer_type=known.optimizer_type,
@@ -258,6 +259,13 @@ def _check_sparse(known: KnownOptimizer, pairs: list[tuple[Any, Any]], rule: Gra
             "that a batch does not name",
             allowed="dense gradients with momentum",
             hint="tf.convert_to_tensor(gradient) before apply_gradients",
+        )
+    if sparse and rule.max_value:
+        raise CaptureError(
+            f"the gradient of {sparse[0]} is sparse: tf.clip_by_value bounds its parts, of which a "
+            "row has one for each time that it is looked up, and not their sum",
+            allowed="dense gradients where elements are bounded",
+            hint="tf.convert_to_tensor(gradient) before tf.clip_by_value",
         )
     if sparse and rule.max_norm:
         _log.warning(

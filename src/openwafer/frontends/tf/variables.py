@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -45,9 +45,10 @@ def tensors_of(values: Mapping[str, Array]) -> dict[str, torch.Tensor]:
 def model_state(values: Mapping[str, Array], train_op: TrainOp | None, *, step: int) -> ModelState:
     """The state of an executor for these values of all variables."""
     optimizer: dict[str, dict[str, Any]] = {}
+    num_updates = float(values[train_op.known.counter]) if _counts(train_op) else float(step)
     for weight, slots in train_op.slots.items() if train_op else ():
         held = {key: torch.from_numpy(np.array(values[name])) for key, name in slots.items()}
-        optimizer[weight] = {"step": torch.tensor(float(step)), **held}
+        optimizer[weight] = {"step": torch.tensor(num_updates), **held}
     scale: dict[str, float] = {}
     if train_op and train_op.loss_scale:
         # TensorFlow's own rule keeps no count of overflows.
@@ -69,10 +70,17 @@ def variable_values(
         values |= {name: state.optimizer[weight][key].numpy() for key, name in slots.items()}
     for name, beta in zip(train_op.powers, train_op.known.powers, strict=True):
         values[name] = np.asarray(beta ** (step - lag + 1), dtype=np.float32)
+    if _counts(train_op):
+        num_updates = max(float(entries["step"]) for entries in state.optimizer.values())
+        values[train_op.known.counter] = np.asarray(num_updates, dtype=np.int64)
     for key, name in train_op.loss_scale.items():
         values[name] = np.asarray(state.loss_scale[key], dtype=before[name].dtype)
     values["global_step"] = np.asarray(step, dtype=before["global_step"].dtype)
     return values
+
+
+def _counts(train_op: TrainOp | None) -> TypeGuard[TrainOp]:
+    return train_op is not None and bool(train_op.known.counter)
 
 
 def optimizer_lag(values: Mapping[str, Array], train_op: TrainOp, *, step: int) -> int:

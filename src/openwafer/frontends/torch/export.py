@@ -41,6 +41,7 @@ from openwafer.frontends.torch.functional import FunctionalStep, functional_step
 from openwafer.frontends.torch.module_state import nothing_left_behind, refuse_unusual
 from openwafer.frontends.torch.stand_ins import on_a_fake_cpu
 from openwafer.frontends.torch.traced_python import tracing_rules
+from openwafer.frontends.torch.written_attention import fuse_attention
 
 __all__ = ["Step", "export_step"]
 
@@ -115,6 +116,7 @@ def export_step(
     for place in lines.unchecked:
         _log.warning("%s: a check of values; the compiled modes do not make it", place)
     _drop_assertions(functional.graph)
+    fuse_attention(functional.graph)
     _refuse_value_dependent_shapes(functional.graph)
     return functional
 

@@ -1,7 +1,8 @@
 """How much device memory a weight-streaming step takes, and how to make it fit.
 
-Decides the peak of a step from its layers' sizes, and the choice of prefetch depth and of what is
-kept of each layer, so that the peak stays within the budget. Does not decide what one layer takes
+Decides the peak of a step from its layers' sizes, and the choice of prefetch depth, of how many
+layers' gradients may wait for the store, and of what is kept of each layer, so that the peak stays
+within the budget. Does not decide what one layer takes
 (layer_memory.py) or what is counted while a step runs (memory.py); tests compare the two.
 """
 
@@ -9,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from typing import Literal
 
 from openwafer.errors import PlanError
 from openwafer.runtime.memory.activations import Policy
 from openwafer.runtime.memory.layer_memory import ModelMemory
 from openwafer.runtime.memory.spill import SPILL_BUFFERS
-from openwafer.runtime.weight_streaming import RETURNS_AT_A_TIME
 
 __all__ = ["ActivationChoice", "StepMemory", "StepPlan", "plan_step", "step_memory"]
 
@@ -40,6 +42,7 @@ class StepPlan:
     """What was chosen: see `StreamingOptions`. spill_unit_bytes: see `DiskSpill`."""
 
     prefetch_depth: int
+    returns_waiting: int
     policies: tuple[Policy, ...]
     memory: StepMemory
     spill_unit_bytes: int
@@ -48,18 +51,24 @@ class StepPlan:
         counts = [(p, self.policies.count(p)) for p in dict.fromkeys(self.policies)]
         kept = ", ".join(f"{policy} {count}" for policy, count in counts)
         return (
-            f"{self.prefetch_depth} layers ahead; activations: {kept or 'none'}; "
+            f"{self.prefetch_depth} layers ahead, gradients of {self.returns_waiting} may wait; "
+            f"activations: {kept or 'none'}; "
             f"peak {_mebibytes(self.memory.peak_bytes)} in the {self.memory.where}"
         )
 
 
 def step_memory(
-    model: ModelMemory, policies: Sequence[Policy], *, prefetch_depth: int, num_microbatches: int
+    model: ModelMemory,
+    policies: Sequence[Policy],
+    *,
+    prefetch_depth: int,
+    num_microbatches: int,
+    returns_waiting: int = 1,
 ) -> StepMemory:
     """The peak of one step over all microbatches; what is fixed (the store's buffers) is not in."""
     moments = [
         *_forward_moments(model, policies, prefetch_depth, num_microbatches),
-        *_backward_moments(model, policies, prefetch_depth, num_microbatches),
+        *_backward_moments(model, policies, prefetch_depth, returns_waiting, num_microbatches),
     ]
     spill = SPILL_BUFFERS * _spill_unit(model, policies)
     where, parts = max(moments, key=lambda moment: sum(moment[1].values()))
@@ -94,7 +103,7 @@ def _forward_moments(
 
 
 def _backward_moments(
-    model: ModelMemory, policies: Sequence[Policy], depth: int, count: int
+    model: ModelMemory, policies: Sequence[Policy], depth: int, waiting: int, count: int
 ) -> Iterator[_Moment]:
     last = len(model.layers) - 1
     spent = {name for layer in model.layers for name in layer.spent}
@@ -120,7 +129,7 @@ def _backward_moments(
             {
                 "weights": _weights(model, range(index - depth, index + 1)),
                 "activations": held + count * _bytes(model, flowing | flows),
-                "gradients": sum(gradients.values()) + sum(returning[-RETURNS_AT_A_TIME:]),
+                "gradients": sum(gradients.values()) + sum(returning[-waiting:]),
                 "temporaries": max(
                     layer.forward_peak if again else 0, run_again + layer.backward_peak
                 ),
@@ -168,6 +177,7 @@ def plan_step(
     choice: ActivationChoice,
     prefetch_depth: int,
     num_microbatches: int,
+    returns_waiting: int = 1,
     budget_bytes: int | None = None,
     fixed: Mapping[str, int] | None = None,
     kept_share: float = 0.0,
@@ -179,6 +189,8 @@ def plan_step(
     Args:
         choice: `auto`, or one way for all layers.
         prefetch_depth: the most layers to fetch ahead; less where that makes a step fit.
+        returns_waiting: the most layers whose gradients may wait for the store; fewer, down to one,
+            where that makes a step fit.
         budget_bytes: of device memory; None for no limit.
         fixed: bytes in use besides the step, by purpose.
         kept_share: of the budget, for freed memory that is not given back at once.
@@ -193,19 +205,26 @@ def plan_step(
     smallest: StepPlan | None = None
     for depth in range(prefetch_depth, -1, -1) if limit is not None else (prefetch_depth,):
 
-        def planned(policies: tuple[Policy, ...], depth: int = depth) -> StepPlan:
+        def planned(policies: tuple[Policy, ...], waiting: int, depth: int = depth) -> StepPlan:
             memory = step_memory(
-                model, policies, prefetch_depth=depth, num_microbatches=num_microbatches
+                model,
+                policies,
+                prefetch_depth=depth,
+                num_microbatches=num_microbatches,
+                returns_waiting=waiting,
             )
             return StepPlan(
                 prefetch_depth=depth,
+                returns_waiting=waiting,
                 policies=policies,
                 memory=memory,
                 spill_unit_bytes=_spill_unit(model, policies),
             )
 
-        for other in _ways(choice, spills_elsewhere, limited=limit is not None):
-            found = _most_kept(len(model.layers), other, planned, limit, mixes=choice == "auto")
+        ways = _ways(choice, spills_elsewhere, limited=limit is not None)
+        for other, waiting in product(ways, range(returns_waiting, 0, -1)):
+            plan_for = partial(planned, waiting=waiting)
+            found = _most_kept(len(model.layers), other, plan_for, limit, mixes=choice == "auto")
             if limit is None or found.memory.peak_bytes <= limit:
                 return found
             if smallest is None or found.memory.peak_bytes < smallest.memory.peak_bytes:

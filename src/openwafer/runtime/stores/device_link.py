@@ -23,9 +23,11 @@ _log = logging.getLogger("openwafer")
 
 
 class DeviceLink(ABC):
-    """host_threads: how many of torch's threads the optimizer may use on the host."""
+    """host_threads: how many of torch's threads the optimizer may use beside the layers.
+    moves: whether anything crosses, so that there is something to overlap."""
 
     host_threads: int
+    moves: bool
 
     @abstractmethod
     def to_device(self, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -47,11 +49,13 @@ class DeviceLink(ABC):
 class HostLink(DeviceLink):
     """The device is the host: nothing moves.
 
-    The optimizer has one thread, and the layers keep the cores: with 4,096 tokens per update, AdamW
-    was 0.6 % of a step of two of GPT-2 XL's layers on two cores.
+    Beside the layers (a store on disk) the optimizer has one thread, and the layers keep the cores:
+    with 4,096 tokens per update, AdamW was 0.6 % of a step of two of GPT-2 XL's layers on two
+    cores.
     """
 
     host_threads = 1
+    moves = False
 
     def to_device(self, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return list(weights)
@@ -72,6 +76,8 @@ class CudaLink(DeviceLink):
     Device memory comes from torch's caching allocator, which reuses it without a call to the
     driver once a step has been run; `record_stream` keeps it from being reused too early.
     """
+
+    moves = True
 
     def __init__(self, device: torch.device) -> None:
         self.host_threads = max(1, (os.cpu_count() or 2) - 1)

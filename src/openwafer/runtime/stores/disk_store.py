@@ -63,6 +63,8 @@ class DiskStore(WeightStore):
             read or write that failed.
     """
 
+    fetches_beside_updates = True
+
     def __init__(
         self,
         weights: Mapping[str, torch.Tensor],

@@ -84,12 +84,17 @@ def copies_wanted(models: Sequence[CompiledModel | None], weights: Mapping[str, 
 
 
 class WeightStore(ABC):
-    """Holds weights and optimizer state by shard. Calls come from one thread at a time.
+    """Holds weights and optimizer state by shard. Calls come from one thread at a time, but for
+    `fetches_beside_updates`.
 
     staging_bytes: the most host memory that the store takes for an update, besides what it keeps.
+    fetches_beside_updates: whether a thread may fetch weights while another updates other shards.
+    waits: whether it waits for something (a disk, other processes), which layers can hide.
     """
 
     staging_bytes: int = 0
+    waits: bool = True
+    fetches_beside_updates: bool = False
 
     @abstractmethod
     def fetch(self, wanted: Sequence[StreamedWeight]) -> Fetched:
@@ -138,7 +143,12 @@ class RamStore(WeightStore):
     Args:
         weights: trained in place.
         pin: put what is fetched into pinned memory, for a GPU to read.
+
+    It waits for nothing: beside layers on the same cores an update only slows their products, by
+    more than the update takes alone.
     """
+
+    waits = False
 
     def __init__(
         self,

@@ -1,10 +1,13 @@
 """Weights to the device and gradients back, beside the computation.
 
-Decides that one thread talks to the store, in order, so that what is asked first is done first;
-that a layer's weights are asked for ahead; and when an update runs: as its gradients arrive, or,
-where it needs the whole backward pass (clipping by norm, dynamic loss scaling), just before its
-shard's next fetch, where it overlaps the next forward pass. Does not decide what a layer computes
-(weight_streaming.py), how the store keeps weights, or how gradients become an update.
+Decides that one thread talks to the store, in order, so that what is asked first is done first, and
+that it is the computing one where nothing would be waited for (weights in the memory of a CPU that
+computes); that backward fetches, which no update of the same step concerns, have a thread of their
+own where the store allows it, so that they do not queue behind updates; that a layer's weights are
+asked for ahead; and when an update runs: as its gradients arrive, or, where it needs the whole
+backward pass (clipping by norm, dynamic loss scaling), just before its shard's next fetch, where it
+overlaps the next forward pass. Does not decide what a layer computes (weight_streaming.py), how the
+store keeps weights, or how gradients become an update.
 """
 
 from __future__ import annotations
@@ -12,14 +15,14 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
 from openwafer.runtime.compiled import CompiledLayer
-from openwafer.runtime.host_threads import background_threads
+from openwafer.runtime.host_threads import OnCallersThread, background_threads
 from openwafer.runtime.memory.account import DeviceMemory
 from openwafer.runtime.stores.device_link import DeviceLink
 from openwafer.runtime.stores.store import Fetched, Shard, WeightStore
@@ -76,7 +79,16 @@ class WeightTraffic:
         self._shards = tuple(shards)
         self._shard_of = {name: shard for shard in shards for name in shard.names}
         self._prefetch_depth = prefetch_depth
-        self._thread = background_threads(1, "weight-store", torch_threads=link.host_threads)
+        self._thread: Executor = (
+            background_threads(1, "weight-store", torch_threads=link.host_threads)
+            if store.waits or link.moves
+            else OnCallersThread()
+        )
+        self._fetching = (
+            background_threads(1, "weight-fetch", torch_threads=link.host_threads)
+            if store.fetches_beside_updates
+            else self._thread
+        )
         # Both are touched by the store thread alone.
         self._parked: dict[int, str] = {}
         self._pending: dict[int, _PendingUpdate] = {}
@@ -99,7 +111,7 @@ class WeightTraffic:
         try:
             for position, (index, compiled) in enumerate(order):
                 while requested < min(position + 1 + self._prefetch_depth, len(order)):
-                    ahead.append(self._on_store(self._fetch, order[requested][1], backward))
+                    ahead.append(self._request(order[requested][1], backward))
                     requested += 1
                 arrived = ahead.popleft().result()
                 try:
@@ -112,11 +124,22 @@ class WeightTraffic:
                 if future.exception() is None:
                     self._release(future.result())
 
-    def _fetch(self, compiled: CompiledLayer, backward: bool) -> _OnDevice:
+    def _request(self, compiled: CompiledLayer, backward: bool) -> Future[_OnDevice]:
+        """Ask for a layer's weights. A weight is updated after its first reader has run
+        backward, so that no weight that is still to be fetched backward has an update before it."""
+        if not backward:
+            return self._on_store(self._updated_fetch, compiled)
+        self._raise_failure()
+        return self._noted(self._fetching.submit(self._fetch, compiled, backward))
+
+    def _updated_fetch(self, compiled: CompiledLayer) -> _OnDevice:
         """On the store thread: apply what is pending for these weights, then bring them over."""
         names = compiled.layer.parameters
         for shard in {self._shard_of[name].index: self._shard_of[name] for name in names}.values():
             self._apply_pending(shard)
+        return self._fetch(compiled, backward=False)
+
+    def _fetch(self, compiled: CompiledLayer, backward: bool) -> _OnDevice:
         direction = "backward" if backward else "forward"
         with self._recorder.span("fetch", compiled.layer.name, direction):
             fetched = self._store.fetch(compiled.streamed)
@@ -214,7 +237,9 @@ class WeightTraffic:
     def _on_store(self, function: Callable[..., _T], *arguments: Any) -> Future[_T]:
         """Queue work for the store thread; a failure of it surfaces at the next request."""
         self._raise_failure()
-        future = self._thread.submit(function, *arguments)
+        return self._noted(self._thread.submit(function, *arguments))
+
+    def _noted(self, future: Future[_T]) -> Future[_T]:
         future.add_done_callback(self._note_failure)
         return future
 
@@ -227,6 +252,7 @@ class WeightTraffic:
         self._failed = self._failed or future.exception()
 
     def close(self) -> None:
+        self._fetching.shutdown(wait=True)
         self._thread.shutdown(wait=True)
         self._memory.give_all("gradients")  # of what could not be returned
         if self._failed is not None and not self._told:

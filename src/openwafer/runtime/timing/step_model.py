@@ -34,6 +34,7 @@ class StepParts:
     recompute: of `compute`, the part that runs a layer forward again, by layer and pass.
     threads: the kinds of work that each of the store's threads does; work queues for its threads.
     updates_late: updates run before the layer's next fetch, and not as its gradient arrives.
+    returns_waiting: layers whose gradients may wait for the store while the next one computes.
     alone_seconds: of the thread that computes, while it neither computes nor waits for the store.
     """
 
@@ -46,6 +47,7 @@ class StepParts:
     threads: tuple[frozenset[Kind], ...]
     updates_late: bool
     alone_seconds: float
+    returns_waiting: int = 1
 
 
 def predict_step_seconds(parts: StepParts, *, prefetch_depth: int) -> float:
@@ -83,8 +85,9 @@ class _Play:
                 arrived.append(self._fetch(order[len(arrived)]))
             self._now = max(self._now, arrived[position])
             if item[1] == "backward":
-                # Gradients of one layer may wait while the next computes, not of two.
-                self._now = max([self._now, *taken_over[:-1]])
+                # Gradients of some layers may wait while the next one computes, not of more.
+                waited_for = taken_over[: -self._parts.returns_waiting]
+                self._now = max([self._now, *waited_for])
             self._now += self._parts.compute[item]
             if item[1] == "backward":
                 taken_over.append(self._finish_layer(item[0]))

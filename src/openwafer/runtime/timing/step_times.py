@@ -33,7 +33,10 @@ class StepTimes:
 
     def summary(self) -> StepSummary | None:
         """The mean step so far; None before the first has ended."""
-        return self._summary.result(prefetch_depth=self._timeline.prefetch_depth)
+        return self._summary.result(
+            prefetch_depth=self._timeline.prefetch_depth,
+            returns_waiting=self._timeline.returns_waiting,
+        )
 
     def close(self) -> None:
         """Write what the trace file still lacks. May be called twice.

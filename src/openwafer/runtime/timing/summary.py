@@ -115,17 +115,19 @@ class RunSummary:
         else:
             self._rest.add(record)
 
-    def result(self, *, prefetch_depth: int) -> StepSummary | None:
+    def result(self, *, prefetch_depth: int, returns_waiting: int = 1) -> StepSummary | None:
         """The mean step; None before the first has ended.
 
         Args:
             prefetch_depth: how many layers ahead the run fetches.
+            returns_waiting: how many layers' gradients may wait for the store.
         """
         sums = self._rest if self._rest.breakdowns.num_steps else self._first
         if sums is None:
             return None
         measured = sums.breakdowns.mean()
         parts = sums.parts.mean(measured.other_seconds + measured.exposed_seconds["input"])
+        parts = replace(parts, returns_waiting=returns_waiting)
         predicted = predict_step_seconds(parts, prefetch_depth=prefetch_depth)
         return StepSummary(
             num_steps=sums.breakdowns.num_steps,

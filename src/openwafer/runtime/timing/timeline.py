@@ -69,8 +69,8 @@ class Recorder:
         """Around one stretch of work of one kind for one layer. Spans of a thread do not nest."""
         return _NOTHING
 
-    def planned(self, *, prefetch_depth: int) -> None:
-        """How many layers ahead the executor fetches."""
+    def planned(self, *, prefetch_depth: int, returns_waiting: int) -> None:
+        """How many layers ahead the executor fetches, and how many may wait for their return."""
 
     def begin_step(self, step: int) -> None:
         """A step begins, with the wait for its batches."""
@@ -102,12 +102,13 @@ class Timeline(Recorder):
         self._spans: list[Span] = []
         self._step: tuple[int, float] | None = None
         self.prefetch_depth = 0
+        self.returns_waiting = 1
 
     def span(self, kind: Kind, layer: str, detail: str = "") -> AbstractContextManager[None]:
         return _OpenSpan(self, kind, layer, detail)
 
-    def planned(self, *, prefetch_depth: int) -> None:
-        self.prefetch_depth = prefetch_depth
+    def planned(self, *, prefetch_depth: int, returns_waiting: int) -> None:
+        self.prefetch_depth, self.returns_waiting = prefetch_depth, returns_waiting
 
     def now(self) -> float:
         return self._clock()

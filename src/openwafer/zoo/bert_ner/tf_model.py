@@ -5,7 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from openwafer.frontends.tf.library import tf
-from openwafer.frontends.tf.metrics import accuracy_metric
+from openwafer.frontends.tf.metrics import (
+    accuracy_metric,
+    entity_f1_metric,
+    fbeta_score_metric,
+)
 from openwafer.zoo.bert.tf_model import Backbone, initial_dense, is_training
 from openwafer.zoo.bert_ner.torch_model import BertNerConfig
 from openwafer.zoo.tf.activations import dropout
@@ -42,12 +46,20 @@ class BertNerTF(TFZooModel[BertNerConfig]):
     def build_eval_metric_ops(
         self, model_outputs: Outputs, labels: Any, features: Features | None = None
     ) -> dict[str, tuple[Any, Any]]:
-        """Accuracy of labels. The F1 scores need the labels' names, which are not in a batch."""
+        """Accuracy of labels, their F1 without the label `O`, and the F1 of whole entities."""
         assert features is not None, "the labels are in the batch"
         predictions = tf.argmax(model_outputs["logits"], -1)
-        return {
-            "eval/accuracy": accuracy_metric(features["labels"], predictions, features["loss_mask"])
-        }
+        given = (features["labels"], predictions)
+        weights = features["loss_mask"]
+        found = {"eval/accuracy": accuracy_metric(*given, weights)}
+        if self.info is not None:
+            names = self.info.label_names
+            outside = [number for number, name in enumerate(names) if name == "O"]
+            found["eval/f1_labels"] = fbeta_score_metric(
+                *given, self.config.num_classes, ignore_labels=outside, weights=weights
+            )
+            found["eval/f1_entities"] = entity_f1_metric(*given, weights, names)
+        return found
 
 
 MODEL = BertNerTF

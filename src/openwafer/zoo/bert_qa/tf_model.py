@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from openwafer.frontends.tf.library import tf
-from openwafer.frontends.tf.metrics import accuracy_metric
+from openwafer.frontends.tf.metrics import accuracy_metric, squad_metric
 from openwafer.zoo.bert.tf_model import Backbone, initial_dense
 from openwafer.zoo.bert_qa.torch_model import BertQAConfig
 from openwafer.zoo.tf.losses import cross_entropies, weighted_loss
@@ -16,6 +16,7 @@ from openwafer.zoo.tf.model import Features, Outputs, TFZooModel
 __all__ = ["MODEL", "BertQATF"]
 
 _ENDS = ("start", "end")
+_KINDS = ("exact_match", "f1")
 
 
 class BertQATF(TFZooModel[BertQAConfig]):
@@ -43,13 +44,19 @@ class BertQATF(TFZooModel[BertQAConfig]):
     def build_eval_metric_ops(
         self, model_outputs: Outputs, labels: Any, features: Features | None = None
     ) -> dict[str, tuple[Any, Any]]:
-        """How often both ends of a window's answer are right."""
+        """How often both ends of a window's answer are right; where the data know the answers'
+        words, also their exact match and F1, each question once."""
         assert features is not None, "the labels are in the batch"
         places = features["labels"]
-        found = [tf.argmax(model_outputs[end], -1, places.dtype) for end in _ENDS]
-        wrong = tf.reduce_sum(tf.abs(tf.stack(found, 1) - places), -1)
+        likeliest = [tf.argmax(model_outputs[end], -1, places.dtype) for end in _ENDS]
+        wrong = tf.reduce_sum(tf.abs(tf.stack(likeliest, 1) - places), -1)
         weights = tf.reduce_min(features["label_weights"], -1)
-        return {"eval/accuracy": accuracy_metric(tf.zeros_like(wrong), wrong, weights)}
+        found = {"eval/accuracy": accuracy_metric(tf.zeros_like(wrong), wrong, weights)}
+        if self.info is not None and self.info.answers is not None:
+            windows = (features["unique_ids"], *(model_outputs[end] for end in _ENDS))
+            for kind in _KINDS:
+                found[f"eval/{kind}"] = squad_metric(*windows, answers=self.info.answers, kind=kind)
+        return found
 
     def build_predictions(self, model_outputs: Outputs, features: Features) -> Outputs:
         """The likeliest `start` and `end` together, and `score`, the sum of their logits: in the

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from openwafer.frontends.tf.library import tf
-from openwafer.frontends.tf.metrics import accuracy_metric
+from openwafer.frontends.tf.metrics import accuracy_metric, rouge_score_metric
 from openwafer.zoo.bert.tf_model import Backbone, initial_dense, is_training
 from openwafer.zoo.bert_summarization.torch_model import BertSummarizationConfig
 from openwafer.zoo.tf.activations import dropout
@@ -13,6 +13,9 @@ from openwafer.zoo.tf.losses import weighted_loss
 from openwafer.zoo.tf.model import Features, Outputs, TFZooModel
 
 __all__ = ["MODEL", "BertSummarizationTF"]
+
+_KINDS = ("rouge1", "rouge2", "rougeL")
+_DOCUMENT = ("labels", "cls_indices", "cls_weights", "input_ids", "attention_mask")
 
 
 class BertSummarizationTF(TFZooModel[BertSummarizationConfig]):
@@ -46,12 +49,24 @@ class BertSummarizationTF(TFZooModel[BertSummarizationConfig]):
     def build_eval_metric_ops(
         self, model_outputs: Outputs, labels: Any, features: Features | None = None
     ) -> dict[str, tuple[Any, Any]]:
-        """How often a sentence is rightly taken or left."""
+        """ROUGE of the sentences with the highest scores against those of the summary, and how
+        often a sentence is rightly taken or left."""
         assert features is not None, "the labels are in the batch"
-        taken = tf.cast(model_outputs["logits"] > 0, features["labels"].dtype)
-        return {
+        logits = model_outputs["logits"]
+        taken = tf.cast(logits > 0, features["labels"].dtype)
+        found = {
             "eval/accuracy": accuracy_metric(features["labels"], taken, features["cls_weights"])
         }
+        if self.info is not None:
+            tokenizer = self.info.tokenizer
+            for kind in _KINDS:
+                found[f"eval/{kind}"] = rouge_score_metric(
+                    *(features[name] for name in _DOCUMENT),
+                    logits=logits,
+                    kind=kind,
+                    tokenizer=tokenizer,
+                )
+        return found
 
     def build_predictions(self, model_outputs: Outputs, features: Features) -> Outputs:
         """`probability` [batch, sentences] of each sentence; 0 where there is none."""

@@ -67,7 +67,7 @@ class GPT2TFModel(TFZooModel[GPT2Config]):
         self, model_outputs: Outputs, labels: Any, features: Features | None = None
     ) -> dict[str, tuple[Any, Any]]:
         assert features is not None, "the labels are among the features"
-        return next_token_metrics(model_outputs["logits"], features)
+        return next_token_metrics(model_outputs["logits"], features, self.info)
 
 
 def _block_options(config: GPT2Config, policy: Any) -> BlockOptions:

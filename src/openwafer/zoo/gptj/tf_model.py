@@ -69,7 +69,7 @@ class GPTJTFModel(TFZooModel[GPTJConfig]):
         self, model_outputs: Outputs, labels: Any, features: Features | None = None
     ) -> dict[str, tuple[Any, Any]]:
         assert features is not None, "the labels are among the features"
-        return next_token_metrics(model_outputs["logits"], features)
+        return next_token_metrics(model_outputs["logits"], features, self.info)
 
 
 class GPTJBlock(tf.keras.layers.Layer):

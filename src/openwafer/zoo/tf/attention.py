@@ -37,7 +37,7 @@ def future_bias(length: int) -> Any:
 
 def padding_bias(mask: Any) -> Any:
     """[B, S], 1 where a token is real → [B, 1, 1, S], float32: -1e4 where it is not."""
-    return (1.0 - tf.cast(mask, tf.float32))[:, None, None, :] * MASKED_LOGIT
+    return tf.cast(tf.equal(mask, 0), tf.float32)[:, None, None, :] * MASKED_LOGIT
 
 
 class MultiheadAttention(tf.keras.layers.Layer):

@@ -10,8 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from openwafer.data.dataset import DataInfo
 from openwafer.frontends.tf.library import tf
-from openwafer.frontends.tf.metrics import accuracy_metric, perplexity_metric
+from openwafer.frontends.tf.metrics import (
+    accuracy_metric,
+    bits_per_x_metric,
+    perplexity_metric,
+)
+from openwafer.frontends.tf.metrics.of_objects import streaming_object
+from openwafer.frontends.tf.metrics.sums import Place
+from openwafer.zoo.gpt2.metrics import GzipMetric
 from openwafer.zoo.tf.activations import dropout
 from openwafer.zoo.tf.blocks import BlockOptions, element
 from openwafer.zoo.tf.losses import token_losses, weighted_token_loss
@@ -114,12 +122,25 @@ def next_token_loss(logits: Any, features: Features, options: _LossOptions) -> A
     )
 
 
-def next_token_metrics(logits: Any, features: Features) -> dict[str, tuple[Any, Any]]:
-    """`eval/accuracy_lm` and `eval/perplexity_lm` over the tokens that count."""
+def next_token_metrics(
+    logits: Any, features: Features, info: DataInfo | None
+) -> dict[str, tuple[Any, Any]]:
+    """Those of NextTokenMetrics, over the tokens that count: `eval/accuracy_lm` and
+    `eval/perplexity_lm`; where the data know the text that they stand for, its
+    `eval/bits_per_byte` and, to compare, what gzip -9 takes."""
     labels, mask = features["labels"], tf.cast(features["attention_mask"], tf.float32)
     predictions = tf.argmax(logits, -1, labels.dtype)
-    total_loss = tf.reduce_sum(token_losses(logits, labels) * mask)
-    return {
+    total_loss, num_tokens = tf.reduce_sum(token_losses(logits, labels) * mask), tf.reduce_sum(mask)
+    found = {
         "eval/accuracy_lm": accuracy_metric(labels, predictions, mask),
-        "eval/perplexity_lm": perplexity_metric(total_loss, tf.reduce_sum(mask)),
+        "eval/perplexity_lm": perplexity_metric(total_loss, num_tokens),
     }
+    if info is not None and info.bytes_per_token:
+        tokens_per_byte = 1 / info.bytes_per_token
+        found["eval/bits_per_byte"] = bits_per_x_metric(
+            total_loss, num_tokens, dataset=tokens_per_byte
+        )
+    if info is not None and info.tokenizer is not None:
+        gzip = GzipMetric(info.tokenizer, name="gzip_bits_per_byte")
+        found["eval/gzip_bits_per_byte"] = streaming_object(gzip, [labels, mask], Place())
+    return found

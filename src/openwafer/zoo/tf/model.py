@@ -14,6 +14,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
+from openwafer.data.dataset import DataInfo
 from openwafer.frontends.tf.base_model import TFBaseModel
 from openwafer.frontends.tf.library import tf
 from openwafer.frontends.tf.trainer import Trainer
@@ -38,6 +39,8 @@ class TFZooModel(TFBaseModel, Generic[C]):
         optimizer: the `optimizer` section for `Trainer`, needed for `build_train_ops` only.
         mixed_precision: as of TFBaseModel; Keras layers take `self.policy` as
             their dtype.
+        info: the `DataInfo` of the evaluation's dataset; without it, metrics that need it are left
+            out.
     """
 
     def __init__(
@@ -46,9 +49,10 @@ class TFZooModel(TFBaseModel, Generic[C]):
         *,
         optimizer: Mapping[str, Any] | None = None,
         mixed_precision: bool | str = False,
+        info: DataInfo | None = None,
     ) -> None:
         super().__init__(mixed_precision)
-        self.config = config
+        self.config, self.info = config, info
         self._optimizer, self._mixed_precision = optimizer, mixed_precision
 
     @abstractmethod

@@ -19,17 +19,21 @@ import torch
 from openwafer.config.params import Params
 from openwafer.config.runconfig import RunConfig
 from openwafer.errors import CheckpointError, ConfigError
+from openwafer.frontends.tf.checkpoint import all_checkpoints, latest_checkpoint
 from openwafer.frontends.tf.estimator import CerebrasEstimator
+from openwafer.frontends.tf.input_data import NumberedInput
 from openwafer.frontends.tf.library import tf
 from openwafer.frontends.tf.run_config import CSRunConfig
 from openwafer.frontends.torch.params_file import write_params
 from openwafer.frontends.torch.user_code import Mode
 from openwafer.streaming import tasks
 from openwafer.train.exit_codes import ending_with_exit_codes
+from openwafer.train.position import Progress, training_budget
 from openwafer.train.progress import configure_logging
+from openwafer.zoo.catalog import data_info
 from openwafer.zoo.model import ModelConfig
 from openwafer.zoo.outline import outline
-from openwafer.zoo.tf.functions import InputFn, input_fn_of, model_fn_of, spec_input_fn
+from openwafer.zoo.tf.functions import input_fn_of, model_fn_of, spec_input_fn
 from openwafer.zoo.tf.names import counterparts
 from openwafer.zoo.tf.optimizer import trainer_section
 from openwafer.zoo.zoo_run import ZooRun, input_of, prediction_writer, runs_nothing
@@ -42,6 +46,8 @@ _NOT_THERE = (
     "num_stages",
     "num_replicas",
     "num_microbatches",
+    "pipeline_schedule",
+    "layer_compiler",
     "num_csx",
     "multireplica",
     "steps_per_epoch",
@@ -117,12 +123,14 @@ class _TFRun:
         if params.optimizer is not None:
             raw = params.raw["optimizer"]
             section = trainer_section(params.optimizer, raw, counterparts(model))
+        measures = "eval" in run.mode and params.raw["model"].get("compute_eval_metrics", True)
         model_fn = model_fn_of(
             family,
             self._config,
             optimizer=section,
             mixed_precision=_POLICIES[params.compute_dtype],
-            with_metrics=params.raw["model"].get("compute_eval_metrics", True),
+            with_metrics=measures,
+            info=data_info(family, params.raw, "eval_input") if measures else None,
         )
         return CerebrasEstimator(
             model_fn,
@@ -137,8 +145,12 @@ class _TFRun:
         section = {**self._params.raw[f"{split}_input"], "num_workers": 0}
         return self._zoo_run.batches({**self._params.raw, f"{split}_input": section}, split)
 
-    def _input_fn(self, split: Mode) -> InputFn:
+    def _input_fn(self, split: Mode) -> NumberedInput:
         return input_fn_of(self._loader(split), seed=self._run.seed, repeats=False)
+
+    @cached_property
+    def _eval_input_fn(self) -> NumberedInput:
+        return self._input_fn("eval")
 
     # ------------------------------------------------------------------ modes
 
@@ -151,48 +163,39 @@ class _TFRun:
         )
 
     def _train(self) -> None:
-        loader = self._loader("train")
-        input_fn = input_fn_of(loader, seed=self._run.seed, repeats=True)
-        self._estimator.train(input_fn, max_steps=self._last_step(len(loader)))
-
-    def _last_step(self, batches_per_epoch: int) -> int:
-        """The global step to train to: of `max_steps`, `num_steps` and `num_epochs` the first."""
-        run = self._run
-        newest = tf.train.latest_checkpoint(str(run.model_dir))
-        done = int(tf.train.load_checkpoint(newest).get_tensor("global_step")) if newest else 0
-        last = [] if run.max_steps is None else [run.max_steps]
-        if run.num_steps is not None:
-            last.append(done + run.num_steps)
-        if run.num_epochs is not None:
-            assert self._params.optimizer is not None, "mode train needs the section"
-            per_epoch = batches_per_epoch // self._params.optimizer.grad_accum_steps
-            last.append(done + run.num_epochs * per_epoch)
-        return min(last)
+        loader, optimizer = self._loader("train"), self._params.optimizer
+        assert optimizer is not None, "mode train needs the section"
+        per_step = optimizer.grad_accum_steps
+        # A run counts from step 0: an Estimator takes no optimizer state from elsewhere.
+        start = Progress()
+        budget = training_budget(
+            self._run, num_batches=len(loader), grad_accum_steps=per_step, start=start
+        )
+        input_fn = input_fn_of(loader, seed=self._run.seed, repeats=True, batches_per_step=per_step)
+        self._estimator.train(input_fn, max_steps=budget.final_step(start))
 
     def _evaluate(self, checkpoint: str | None = None) -> None:
         run = self._run
         if checkpoint is None and run.checkpoint_path is not None:
             checkpoint = _existing(str(run.checkpoint_path))
         found = self._estimator.evaluate(
-            self._input_fn("eval"),
+            self._eval_input_fn,
             steps=run.eval_steps,
             checkpoint_path=checkpoint,
             use_cs=run.cs_ip is not None,
         )
-        _log.info("Evaluation: %s", ", ".join(f"{key} = {value:g}" for key, value in found.items()))
+        if found:  # a task that only streams data has none
+            _log.info(
+                "Evaluation: %s", ", ".join(f"{key} = {value:g}" for key, value in found.items())
+            )
 
     def _evaluate_all(self) -> None:
-        state = tf.train.get_checkpoint_state(str(self._run.model_dir))
-        if state is None:
-            raise CheckpointError(
-                "there are no checkpoints", where=str(self._run.model_dir), hint="train first"
-            )
-        for path in state.all_model_checkpoint_paths:
-            self._evaluate(str(path))
+        for path in all_checkpoints(self._run.model_dir):
+            self._evaluate(path)
 
     def _train_and_evaluate(self) -> None:
         self._train()
-        self._evaluate(tf.train.latest_checkpoint(str(self._run.model_dir)))
+        self._evaluate(latest_checkpoint(self._run.model_dir))
 
     def _predict(self) -> None:
         run = self._run
@@ -221,7 +224,7 @@ def _require_known(run: RunConfig) -> None:
             where=f"runconfig.{asked[0]}",
             hint="leave it out, or --frontend torch",
         )
-    if not run.autoresume and tf.train.latest_checkpoint(str(run.model_dir)) is not None:
+    if not run.autoresume and latest_checkpoint(run.model_dir) is not None:
         raise ConfigError(
             "an Estimator goes on from the newest checkpoint in its folder",
             where="runconfig.autoresume",

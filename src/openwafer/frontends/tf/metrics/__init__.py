@@ -17,6 +17,11 @@ from openwafer.frontends.tf.metrics.likelihood import (
     ece_loss_metric,
     perplexity_metric,
 )
+from openwafer.frontends.tf.metrics.texts import (
+    entity_f1_metric,
+    rouge_score_metric,
+    squad_metric,
+)
 
 __all__ = [
     "accuracy_metric",
@@ -24,8 +29,11 @@ __all__ = [
     "calculate_accuracy",
     "dice_coefficient_metric",
     "ece_loss_metric",
+    "entity_f1_metric",
     "f1_score_metric",
     "fbeta_score_metric",
     "mcc_metric",
     "perplexity_metric",
+    "rouge_score_metric",
+    "squad_metric",
 ]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from openwafer.errors import ConfigError
 from openwafer.frontends.tf.library import tf
 
-__all__ = ["Collections", "Place", "streaming"]
+__all__ = ["Collections", "Place", "host_variable", "placed", "require_graph", "streaming"]
 
 Collections = Sequence[str] | None
 """Names of graph collections that a result is added to."""
@@ -42,11 +42,7 @@ def streaming(
     Raises:
         ConfigError: TensorFlow is executing eagerly, where there is no graph to keep sums in.
     """
-    if tf.executing_eagerly():
-        raise ConfigError(
-            f"{default_name} outside of a graph",
-            allowed="within a model_fn, or `with tf.Graph().as_default()`",
-        )
+    require_graph(default_name)
     with tf.compat.v1.variable_scope(place.name, default_name, list(batch.values())):
         sums = {key: _zeros(key, tf.convert_to_tensor(part)) for key, part in batch.items()}
         wide = [_wide(total, batch[key]) for key, total in sums.items()]
@@ -59,6 +55,20 @@ def streaming(
             ]
         value = tf.identity(result(*(total.read_value() for total in sums.values())), "value")
         update = tf.identity(result(*added), "update_op")
+    return placed(value, update, place)
+
+
+def require_graph(what: str) -> None:
+    """Raises: ConfigError: TensorFlow is executing eagerly."""
+    if tf.executing_eagerly():
+        raise ConfigError(
+            f"{what} outside of a graph",
+            allowed="within a model_fn, or `with tf.Graph().as_default()`",
+        )
+
+
+def placed(value: Any, update: Any, place: Place) -> tuple[Any, Any]:
+    """(value, update), in the collections that they are to be in."""
     for collections, tensor in (
         (place.metrics_collections, value),
         (place.updates_collections, update),
@@ -68,14 +78,19 @@ def streaming(
     return value, update
 
 
-def _zeros(name: str, like: Any) -> Any:
+def host_variable(name: str, initial_value: Any) -> Any:
+    """A variable of the host, which no checkpoint holds and each evaluation begins anew."""
     keys = tf.compat.v1.GraphKeys
     return tf.compat.v1.Variable(
-        tf.zeros(like.shape, tf.float64),
+        initial_value,
         trainable=False,
         collections=[keys.LOCAL_VARIABLES, keys.METRIC_VARIABLES],
         name=name,
     )
+
+
+def _zeros(name: str, like: Any) -> Any:
+    return host_variable(name, tf.zeros(like.shape, tf.float64))
 
 
 def _wide(total: Any, part: Any) -> Any:

@@ -71,7 +71,9 @@ def padded(x: Tensor, pairs: Sequence[tuple[int, int]], value: float = 0.0) -> T
     return F.pad(x, flat, value=value) if any(flat) else x
 
 
-def _convolved(node: Node, x: Tensor, weight: Tensor, groups: int) -> Tensor:
+def _convolved(
+    node: Node, x: Tensor, weight: Tensor, groups: int, bias: Tensor | None = None
+) -> Tensor:
     """`x` and the result in the node's format, `weight` as torch has it: [out, in, ...]."""
     image = to_channels_first(node, x)
     strides, dilations = spatial(node, "strides"), spatial(node, "dilations")
@@ -81,7 +83,7 @@ def _convolved(node: Node, x: Tensor, weight: Tensor, groups: int) -> Tensor:
     result = F.conv2d(
         image if even else padded(image, pairs),
         weight,
-        None,
+        bias,
         strides,
         [before for before, _ in pairs] if even else 0,
         dilations,
@@ -90,11 +92,13 @@ def _convolved(node: Node, x: Tensor, weight: Tensor, groups: int) -> Tensor:
     return to_own_format(node, result)
 
 
-@OPS.enter("Conv2D")
-def conv2d(node: Node, x: Tensor, filters: Operand) -> Tensor:
+@OPS.enter("Conv2D", "BiasedConv2D")
+def conv2d(node: Node, x: Tensor, filters: Operand, *biases: Operand) -> Tensor:
+    """`biases` are those that rewriting.py puts in: one at most."""
     weight = tensor(filters)
     channels = x.shape[-1] if is_channels_last(node) else x.shape[1]
-    return _convolved(node, x, weight.permute(3, 2, 0, 1), channels // weight.shape[2])
+    groups = channels // weight.shape[2]
+    return _convolved(node, x, weight.permute(3, 2, 0, 1), groups, *map(tensor, biases))
 
 
 @OPS.enter("DepthwiseConv2dNative")
@@ -106,9 +110,22 @@ def depthwise_conv2d(node: Node, x: Tensor, filters: Operand) -> Tensor:
     return _convolved(node, x, grouped, channels)
 
 
+@OPS.enter("BiasedConv2DBackpropInput")
+def biased_conv2d_transpose(
+    node: Node, sizes: Operand, filters: Operand, grad: Tensor, bias: Operand
+) -> Tensor:
+    return _transposed(node, sizes, filters, grad, tensor(bias))
+
+
 @OPS.enter("Conv2DBackpropInput")
 def conv2d_transpose(node: Node, sizes: Operand, filters: Operand, grad: Tensor) -> Tensor:
     """The transposed convolution, whose output size is given: [height, width, out, in]."""
+    return _transposed(node, sizes, filters, grad)
+
+
+def _transposed(
+    node: Node, sizes: Operand, filters: Operand, grad: Tensor, bias: Tensor | None = None
+) -> Tensor:
     if spatial(node, "dilations") != [1, 1]:
         raise CannotLowerError("it is dilated", "use a stride, or a convolution that is not")
     wanted = integers(sizes, "output size")
@@ -117,7 +134,15 @@ def conv2d_transpose(node: Node, sizes: Operand, filters: Operand, grad: Tensor)
     weight = tensor(filters).permute(3, 2, 0, 1)
     pairs = paddings_of(node, wanted, weight.shape[2:], strides)
     # All that the inputs reach; what the padding of the convolution would have added is cut off.
-    whole = F.conv_transpose2d(image, weight, None, strides)
+    reached = [
+        (extent - 1) * stride + window
+        for extent, stride, window in zip(image.shape[2:], strides, weight.shape[2:], strict=True)
+    ]
+    covers = all(
+        before + size <= extent
+        for (before, _), size, extent in zip(pairs, wanted, reached, strict=True)
+    )
+    whole = F.conv_transpose2d(image, weight, bias if covers else None, strides)
     for dimension, ((before, _), size) in enumerate(zip(pairs, wanted, strict=True), start=2):
         missing = before + size - whole.shape[dimension]
         if missing > 0:
@@ -126,6 +151,8 @@ def conv2d_transpose(node: Node, sizes: Operand, filters: Operand, grad: Tensor)
             whole = padded(whole, last)
         if before or whole.shape[dimension] != size:
             whole = whole.narrow(dimension, before, size)
+    if bias is not None and not covers:
+        whole = whole + bias.reshape(-1, 1, 1)
     return to_own_format(node, whole)
 
 

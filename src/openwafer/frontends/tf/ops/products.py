@@ -20,22 +20,20 @@ OPS = Table()
 
 @OPS.enter("MatMul")
 def matmul(node: Node, a: Operand, b: Operand) -> Tensor:
-    left, right = tensor(a), tensor(b)
-    if node.attribute("transpose_a"):
-        left = left.t()
-    if node.attribute("transpose_b"):
-        return F.linear(left, right)
-    return torch.mm(left, right)
+    return _linear(node, a, b)
 
 
 @OPS.enter("Dense")
 def dense(node: Node, a: Operand, b: Operand, bias: Operand) -> Tensor:
+    return _linear(node, a, b, tensor(bias)).reshape(node.shape())
+
+
+def _linear(node: Node, a: Operand, b: Operand, bias: Tensor | None = None) -> Tensor:
+    """As the layers of PyTorch write it: one kernel takes it, and the fast form of a loss head."""
     left, right = tensor(a), tensor(b)
     if node.attribute("transpose_a"):
         left = left.t()
-    if node.attribute("transpose_b"):
-        return F.linear(left, right, tensor(bias)).reshape(node.shape())
-    return torch.addmm(tensor(bias), left, right).reshape(node.shape())
+    return F.linear(left, right if node.attribute("transpose_b") else right.t(), bias)
 
 
 @OPS.enter("BatchMatMul", "BatchMatMulV2", "BatchMatMulV3")
