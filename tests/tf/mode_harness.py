@@ -6,7 +6,7 @@ The reference is TensorFlow's own Estimator. Decides what has to be equal, and h
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,41 @@ def check_modes(
         _check_statistics(of, end, plain)
 
 
+def check_steps_on_the_way(
+    name: str,
+    folder: Path,
+    overrides: Iterable[str] = (),
+    *,
+    starts: Sequence[int],
+    steps: int,
+    rtol: float,
+    optimizer: Mapping[str, Any] = ADAMW,
+) -> None:
+    """From each of TensorFlow's own checkpoints after `starts` steps, the losses of the next
+    `steps` in both modes. Where rounding grows from step to step, this says what a long run cannot:
+    whether every step is the same."""
+    of = twin(name, overrides, optimizer=optimizer)
+    hook, plain = Losses(), folder / "plain"
+    every_step = {"save_checkpoints_steps": 1, "keep_checkpoint_max": None}
+    _train(of, plain, max(starts) + steps, hooks=[hook], **every_step)
+    for mode, config in MODES.items():
+        found: list[float] = []
+        for start in starts:
+            end = folder / f"{mode}_{start}"
+            _copy_checkpoint(plain, end, start)
+            _train(of, end, steps, **config)
+            found += logged_losses(end)
+        expected = [hook.values[start + step] for start in starts for step in range(steps)]
+        np.testing.assert_allclose(found, expected, rtol=rtol, err_msg=mode)
+
+
+def _copy_checkpoint(folder: Path, target: Path, step: int) -> None:
+    target.mkdir()
+    for file in folder.glob(f"model.ckpt-{step}.*"):
+        shutil.copy(file, target)
+    tf.train.update_checkpoint_state(str(target), f"model.ckpt-{step}")
+
+
 def _check(
     found: Mapping[str, float], expected: Mapping[str, float], rtol: float, what: str
 ) -> None:
@@ -93,9 +128,8 @@ def _check_statistics(of: Twin, ours: Path, theirs: Path) -> None:
 
 def _estimator(of: Twin, folder: Path, **config: Any) -> Any:
     # Checkpoints at the ends alone: no run here is that long.
-    run_config = CSRunConfig(
-        tf_random_seed=1, log_step_count_steps=1, save_checkpoints_steps=1000, **config
-    )
+    given = {"log_step_count_steps": 1, "save_checkpoints_steps": 1000, **config}
+    run_config = CSRunConfig(tf_random_seed=1, **given)
     return CerebrasEstimator(of.model_fn(), model_dir=str(folder), config=run_config)
 
 

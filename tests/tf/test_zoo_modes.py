@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("tensorflow", reason="TensorFlow is not installed: make test-tf")
 
-from mode_harness import check_modes
+from mode_harness import check_modes, check_steps_on_the_way
 from test_zoo_gpt2 import BYTES, SMALL
 from zoo_harness import ADAMW
 
@@ -42,3 +42,12 @@ def test_four_steps(family: str, tmp_path: Path) -> None:
 def test_fifty_steps(family: str, tmp_path: Path) -> None:
     rate = SLOW_ADAMW if family in PARTING else ADAMW
     check_modes(f"{family}/tiny", tmp_path, OVERRIDES.get(family, ()), optimizer=rate)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("family", PARTING)
+def test_steps_on_the_way(family: str, tmp_path: Path) -> None:
+    check_steps_on_the_way(
+        f"{family}/tiny", tmp_path, starts=(1, 12, 24, 29, 36, 48), steps=2, rtol=2e-6
+    )

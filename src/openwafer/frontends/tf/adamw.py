@@ -49,6 +49,9 @@ class AdamWOptimizer(tf.compat.v1.train.Optimizer):
         self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
         self.use_bias_correction = use_bias_correction
         self.exclude_from_weight_decay = tuple(exclude_from_weight_decay or ())
+        self._rate: Any = None
+        self._mean_share: Any = None
+        self._square_share: Any = None
         self.counter: Any = None
         """The variable that counts the updates, int64; made with them, for bias correction."""
 
@@ -64,6 +67,20 @@ class AdamWOptimizer(tf.compat.v1.train.Optimizer):
         if self.use_bias_correction:
             first = min(var_list, key=lambda variable: variable.name)
             self.counter = self._create_non_slot_variable(np.int64(0), "num_updates", first)
+
+    def _prepare(self: Any) -> None:
+        """The numbers that all variables of an update share."""
+        rate = self.learning_rate() if callable(self.learning_rate) else self.learning_rate
+        self._rate = tf.cast(rate, tf.float32)
+        self._mean_share, self._square_share = self._share(self.beta1), self._share(self.beta2)
+
+    def _share(self: Any, beta: float) -> Any:
+        """1 - beta^t: how much of an average that began with 0 is of gradients. In float64:
+        1 - 0.999 has only four digits in float32."""
+        if not self.use_bias_correction:
+            return 1.0
+        count = tf.cast(self.counter, tf.float64) + 1.0
+        return tf.cast(1.0 - tf.constant(beta, tf.float64) ** count, tf.float32)
 
     def _finish(self: Any, update_ops: Any, name_scope: Any) -> Any:
         if not self.use_bias_correction:
@@ -83,25 +100,12 @@ class AdamWOptimizer(tf.compat.v1.train.Optimizer):
         dense = tf.scatter_nd(tf.expand_dims(indices, 1), grad, shape)
         return self._update(dense, handle)
 
-    def _rate(self: Any) -> Any:
-        rate = self.learning_rate() if callable(self.learning_rate) else self.learning_rate
-        return tf.cast(rate, tf.float32)
-
-    def _corrected(self: Any, average: Any, beta: float) -> Any:
-        """An average that began with 0, as if it had not. In float64: 1 - 0.999 has only four
-        digits in float32."""
-        if not self.use_bias_correction:
-            return average
-        count = tf.cast(self.counter, tf.float64) + 1.0
-        return average / tf.cast(1.0 - tf.constant(beta, tf.float64) ** count, tf.float32)
-
     def _update(self: Any, grad: Any, var: Any) -> Any:
         m, v = self.get_slot(var, "m"), self.get_slot(var, "v")
         new_m = m.assign(self.beta1 * m + (1.0 - self.beta1) * grad)
         new_v = v.assign(self.beta2 * v + (1.0 - self.beta2) * tf.square(grad))
-        rate = self._rate()
-        mean, square = self._corrected(new_m, self.beta1), self._corrected(new_v, self.beta2)
-        step = rate * mean / (tf.sqrt(square) + self.epsilon)
+        mean, square = new_m / self._mean_share, new_v / self._square_share
+        step = self._rate * mean / (tf.sqrt(square) + self.epsilon)
         if self.decays(var.op.name):
-            step = step + rate * self.weight_decay_rate * var
+            step = step + self._rate * self.weight_decay_rate * var
         return tf.group(var.assign_sub(step), new_m, new_v)
