@@ -102,7 +102,7 @@ def _copy_checkpoint(folder: Path, target: Path, step: int) -> None:
     target.mkdir()
     for file in folder.glob(f"model.ckpt-{step}.*"):
         shutil.copy(file, target)
-    tf.train.update_checkpoint_state(str(target), f"model.ckpt-{step}")
+    tf.compat.v1.train.update_checkpoint_state(str(target), f"model.ckpt-{step}")
 
 
 def _check(

@@ -49,5 +49,5 @@ def test_fifty_steps(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", PARTING)
 def test_steps_on_the_way(family: str, tmp_path: Path) -> None:
     check_steps_on_the_way(
-        f"{family}/tiny", tmp_path, starts=(1, 12, 24, 29, 36, 48), steps=2, rtol=2e-6
+        f"{family}/tiny", tmp_path, starts=(1, 24, 29, 40), steps=2, rtol=2e-6
     )

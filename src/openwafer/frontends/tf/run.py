@@ -19,6 +19,7 @@ from openwafer.errors import ConfigError
 from openwafer.files import replacing, write_text
 from openwafer.frontends.tf.checkpoint import all_checkpoints, latest_checkpoint
 from openwafer.frontends.tf.estimator import CerebrasEstimator
+from openwafer.frontends.tf.messages import show_messages
 from openwafer.frontends.tf.run_params import TFRunParams, load_run_params, make_run_config
 from openwafer.frontends.tf.warm_start import create_warm_start_settings
 from openwafer.streaming import tasks
@@ -95,6 +96,7 @@ class _Run:
 
     def do(self) -> Any:
         settings = self._settings
+        show_messages(trains_itself=not settings.use_cs)
         _log.info("Running %s on %s", settings.mode, "CS-2" if settings.use_cs else "TensorFlow")
         if settings.compiles_only:
             return self._compile()

@@ -23,6 +23,7 @@ from openwafer.frontends.tf.checkpoint import all_checkpoints, latest_checkpoint
 from openwafer.frontends.tf.estimator import CerebrasEstimator
 from openwafer.frontends.tf.input_data import NumberedInput
 from openwafer.frontends.tf.library import tf
+from openwafer.frontends.tf.messages import show_messages
 from openwafer.frontends.tf.run_config import CSRunConfig
 from openwafer.frontends.torch.params_file import write_params
 from openwafer.frontends.torch.user_code import Mode
@@ -91,6 +92,7 @@ class _TFRun:
     def do(self) -> None:
         """Compile, train, evaluate or predict."""
         configure_logging(self._run.logging)
+        show_messages(trains_itself=self._run.cs_ip is None)
         self._params.log_notices()
         how: dict[str, Callable[[], None]] = {
             "train": self._train,
