@@ -60,7 +60,7 @@ $(TF_STAMP): pyproject.toml
 
 # Each process holds TensorFlow and torch: 1 GiB.
 TF_PYTEST := OMP_NUM_THREADS=1 TF_CPP_MIN_LOG_LEVEL=2 $(TF_VENV)/bin/python -m pytest \
-	-n auto --maxprocesses 8 --dist worksteal -rs
+	-n auto --maxprocesses 8 --dist loadfile -rs
 # One of each: import, training in both modes, checkpoints, the zoo, the example.
 TF_SHORT := test_tf_places.py test_tf_refusals.py test_zoo_run.py \
 	test_tf_example.py::test_validate_train_evaluate_predict \
