@@ -3,8 +3,8 @@
 AdamW at 1e-3 is near to what the tiny models are trained with. At that rate three of them part by
 more than 1e-5 within fifty steps, and are compared at 1e-4. There rounding grows from step to step:
 from TensorFlow's own checkpoints on the way, steps at 1e-3 are the same (`test_steps_on_the_way`),
-and a change in the last bit of the weights takes TensorFlow as far from itself (U-Net 4e-4, T5 2e-4,
-Transformer 4e-4, from the PyTorch twins' weights).
+and a change in the last bit of the weights takes TensorFlow as far from itself (U-Net and Transformer
+4e-4, T5 2e-4, from the PyTorch twins' weights).
 """
 
 from __future__ import annotations
@@ -47,6 +47,4 @@ def test_fifty_steps(family: str, tmp_path: Path) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("family", PARTING)
 def test_steps_on_the_way(family: str, tmp_path: Path) -> None:
-    check_steps_on_the_way(
-        f"{family}/tiny", tmp_path, starts=(1, 24, 29, 40), steps=2, rtol=2e-6
-    )
+    check_steps_on_the_way(f"{family}/tiny", tmp_path, starts=(1, 24, 29, 40), steps=2, rtol=2e-6)
