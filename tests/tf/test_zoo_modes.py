@@ -3,8 +3,8 @@
 AdamW at 1e-3 is near to what the tiny models are trained with. At that rate three of them part by
 more than 1e-5 within fifty steps, and are compared at 1e-4. There rounding grows from step to step:
 from TensorFlow's own checkpoints on the way, steps at 1e-3 are the same (`test_steps_on_the_way`),
-and a change in the last bit of the weights takes TensorFlow as far from itself (U-Net and Transformer
-4e-4, T5 2e-4, from the PyTorch twins' weights).
+and a change in the last bit of the weights takes TensorFlow as far from itself (U-Net and
+Transformer 4e-4, T5 2e-4, from the PyTorch twins' weights).
 """
 
 from __future__ import annotations
