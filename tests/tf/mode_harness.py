@@ -85,7 +85,7 @@ def check_steps_on_the_way(
     whether every step is the same."""
     of = twin(name, overrides, optimizer=optimizer)
     hook, plain = Losses(), folder / "plain"
-    every_step = {"save_checkpoints_steps": 1, "keep_checkpoint_max": None}
+    every_step: dict[str, Any] = {"save_checkpoints_steps": 1, "keep_checkpoint_max": None}
     _train(of, plain, max(starts) + steps, hooks=[hook], **every_step)
     for mode, config in MODES.items():
         found: list[float] = []
@@ -128,7 +128,7 @@ def _check_statistics(of: Twin, ours: Path, theirs: Path) -> None:
 
 def _estimator(of: Twin, folder: Path, **config: Any) -> Any:
     # Checkpoints at the ends alone: no run here is that long.
-    given = {"log_step_count_steps": 1, "save_checkpoints_steps": 1000, **config}
+    given: dict[str, Any] = {"log_step_count_steps": 1, "save_checkpoints_steps": 1000, **config}
     run_config = CSRunConfig(tf_random_seed=1, **given)
     return CerebrasEstimator(of.model_fn(), model_dir=str(folder), config=run_config)
 
