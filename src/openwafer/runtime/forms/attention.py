@@ -6,7 +6,11 @@ Logits, softmax and their gradients stay in fp32 within a block; where the layer
 are fused, which is what makes this form fast on a CPU. Does not decide when it is used (forms.py).
 
 Only logsumexp is kept between the passes, [batch * head, query, 1] in fp32, as a flash kernel does.
-Products give their own dtype: in 16 bits a logit is rounded as autocast's own products are.
+Products give their own dtype: in 16 bits a logit is rounded as autocast's own products are, and
+attention weights are summed as they are multiplied, rounded, so that they are not kept twice.
+
+What the blocks take of query, key and value is made contiguous: torch's products copy operands that
+are not, each time and element by element where they are transposed.
 """
 
 from __future__ import annotations
@@ -68,19 +72,22 @@ class _Blocks(torch.autograd.Function):
         shape: AttentionShape,
     ) -> torch.Tensor:
         q, k, v = (_merged(t) for t in (query, key, value))
+        hidden = _hidden(key, shape)
         results: list[torch.Tensor] = []
         logsumexps: list[torch.Tensor] = []
         for rows in _blocks(query.shape[2], shape.block):
-            columns = _visible(rows, key.shape[2], shape)
-            logits = _logits(q, k, bias, (rows, columns), query.shape, shape)
+            place = (rows, _visible(rows, key.shape[2], shape))
+            keys, values = (_part(t, place[1]) for t in (k, v))
+            logits = _logits(_part(q, rows), keys, hidden, bias, place, query.shape, shape)
             top = logits.amax(-1, keepdim=True)
-            top = torch.where(top == float("-inf"), 0.0, top)  # a row with nothing to see
-            weights = torch.exp(logits - top)
-            total = weights.sum(-1, keepdim=True)
-            total = torch.where(total == 0.0, 1.0, total)
-            weights = _dropped(weights, kept, (rows, columns), shape)
-            summed = torch.bmm(weights.to(q.dtype), v[:, columns])
-            results.append((summed.to(weights.dtype) / total).to(q.dtype))
+            if bias is not None:  # a row with nothing to see
+                top = torch.where(top == float("-inf"), 0.0, top)
+            weights = torch.exp(logits - top).to(q.dtype)
+            total = weights.to(top.dtype).sum(-1, keepdim=True)
+            if bias is not None:
+                total = torch.where(total == 0.0, 1.0, total)
+            summed = torch.bmm(_dropped(weights, kept, place, shape), values)
+            results.append((summed.to(total.dtype) / total).to(q.dtype))
             logsumexps.append(top + total.log())
         result = torch.cat(results, 1)
         logsumexp = torch.cat(logsumexps, 1)
@@ -95,21 +102,23 @@ class _Blocks(torch.autograd.Function):
         q, k, v, g = (_merged(t) for t in (query, key, value, grads[0]))
         wide = logsumexp.dtype
         inner = (g.to(wide) * result.to(wide)).sum(-1, keepdim=True)
+        hidden = _hidden(key, shape)
         grad_query: list[torch.Tensor] = []
         grad_key = _Pieces()
         grad_value = _Pieces()
         for rows in _blocks(query.shape[2], shape.block):
-            columns = _visible(rows, key.shape[2], shape)
-            place = (rows, columns)
-            logits = _logits(q, k, bias, place, query.shape, shape)
+            place = (rows, _visible(rows, key.shape[2], shape))
+            queries, grads_out = (_part(t, rows) for t in (q, g))
+            keys, values = (_part(t, place[1]) for t in (k, v))
+            logits = _logits(queries, keys, hidden, bias, place, query.shape, shape)
             weights = torch.exp(logits - logsumexp[:, rows])
-            grad_weights = torch.bmm(g[:, rows], v[:, columns].transpose(1, 2)).to(wide)
+            grad_weights = torch.bmm(grads_out, values.transpose(1, 2)).to(wide)
             grad_weights = _dropped(grad_weights, kept, place, shape)
             grad_logits = (weights * (grad_weights - inner[:, rows]) * shape.scale).to(q.dtype)
             dropped = _dropped(weights, kept, place, shape).to(q.dtype)
-            grad_query.append(torch.bmm(grad_logits, k[:, columns]))
-            grad_key.add(torch.bmm(grad_logits.transpose(1, 2), q[:, rows]), shape.block)
-            grad_value.add(torch.bmm(dropped.transpose(1, 2), g[:, rows]), shape.block)
+            grad_query.append(torch.bmm(grad_logits, keys))
+            grad_key.add(torch.bmm(grad_logits.transpose(1, 2), queries), shape.block)
+            grad_value.add(torch.bmm(dropped.transpose(1, 2), grads_out), shape.block)
         return (
             torch.cat(grad_query, 1).view(query.shape),
             grad_key.joined(q.dtype).view(key.shape),
@@ -152,22 +161,48 @@ def _visible(rows: slice, num_keys: int, shape: AttentionShape) -> slice:
     return slice(0, rows.stop if shape.causal else num_keys)
 
 
+def _part(tensor: torch.Tensor, positions: slice) -> torch.Tensor:
+    return tensor[:, positions].contiguous()
+
+
+def _hidden(key: torch.Tensor, shape: AttentionShape) -> torch.Tensor | None:
+    """What a causal mask adds to the logits of the last block of queries, [block, key]: 0 up to a
+    query's own position, -inf after it. Blocks before it take it from further right.
+
+    It is a running sum because torch's compiler keeps a sum in memory. Positions that are compared
+    it works out anew for every element, which took as long as the exponential function.
+    """
+    if not shape.causal:
+        return None
+    num_keys = -(-key.shape[2] // shape.block) * shape.block
+    first = torch.arange(num_keys - shape.block + 1, num_keys + 1, device=key.device)[:, None]
+    here = torch.arange(num_keys, device=key.device)[None, :] == first
+    wide = torch.promote_types(key.dtype, torch.float32)
+    return torch.where(here, float("-inf"), 0.0).to(wide).cumsum(1)
+
+
 def _logits(
-    q: torch.Tensor,
-    k: torch.Tensor,
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    hidden: torch.Tensor | None,
     bias: torch.Tensor | None,
     place: tuple[slice, slice],
     sizes: torch.Size,
     shape: AttentionShape,
 ) -> torch.Tensor:
-    """[batch * head, rows, columns] in fp32 (fp64 for fp64), masked."""
+    """[batch * head, rows, columns] in fp32 (fp64 for fp64), masked.
+
+    Args:
+        queries, keys: of this block, [batch * head, rows or columns, feature].
+        hidden: `_hidden`'s, for all blocks.
+        bias: for all queries and keys.
+    """
     rows, columns = place
-    product = torch.bmm(q[:, rows], k[:, columns].transpose(1, 2))
-    logits = product.to(torch.promote_types(q.dtype, torch.float32)) * shape.scale
-    if shape.causal:
-        query = torch.arange(rows.start, rows.stop, device=q.device)[:, None]
-        key = torch.arange(columns.stop, device=q.device)[None, :]
-        logits = torch.where(key <= query, logits, float("-inf"))
+    product = torch.bmm(queries, keys.transpose(1, 2))
+    logits = product.to(torch.promote_types(product.dtype, torch.float32)) * shape.scale
+    if hidden is not None:
+        first = hidden.shape[1] - shape.block - rows.start
+        logits = logits + hidden[: rows.stop - rows.start, first : first + columns.stop]
     if bias is not None:
         part = bias[..., rows if bias.shape[-2] > 1 else slice(0, 1), :]
         logits = _merged(logits.view(*sizes[:2], *logits.shape[1:]) + part)
@@ -182,5 +217,6 @@ def _dropped(
 ) -> torch.Tensor:
     if kept is None:
         return weights
-    scaled = _merged(kept[:, :, place[0], place[1]]).to(weights.dtype) / shape.keep
-    return weights * scaled
+    wide = torch.promote_types(weights.dtype, torch.float32)
+    scaled = _merged(kept[:, :, place[0], place[1]]).to(wide) / shape.keep
+    return (weights.to(wide) * scaled).to(weights.dtype)
