@@ -1,13 +1,15 @@
 """`openwafer compile …/tiny --frontend tf`: every model of the zoo is imported whole, and its plan
-has the sizes, the layers, the kernels and the memory of its PyTorch twin's.
+has the sizes, the layers, the kernels, the memory and the rate of its PyTorch twin's.
 
 What remains different, and why:
 
-    predicted rate  the place of a kernel follows from the name of its module, and its rows from
-                    the order of dimensions: Keras has scopes and images of its own
+    bert            Keras runs the pooler before the head of masked tokens, the twin after it; on
+                    the floor the blocks lie in another order, and another link is the busiest
+    linformer       the same, of the masks and the projections of keys and values
     t5              the twin writes its masks, and the sums of blocks, as transformers does
     transformer     the twin makes its masks in each decoder layer
-    roberta         its position ids are held in 32 bits, not 64
+    roberta         its position ids are held in 32 bits, not 64; that its rate is a third higher
+                    than the twin's is not explained
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from openwafer.zoo.catalog import families
 
 OTHER_KERNELS = {"t5", "transformer"}
 OTHER_MEMORY = {"transformer", "roberta"}
+OTHER_RATE = {"bert": 0.25, "roberta": 0.4, "linformer": 0.3, "t5": 0.05, "transformer": 0.05}
+"""Families whose predicted rates are not within 1 %, and how near they are."""
 
 
 def plan_of(name: str, frontend: str, folder: Path) -> dict[str, Any]:
@@ -57,3 +61,5 @@ def test_the_plan_is_that_of_the_pytorch_twin(family: str, tmp_path: Path) -> No
     assert ours["memory_bytes"]["device"] == pytest.approx(
         twin["memory_bytes"]["device"], rel=rtol, abs=0
     )
+    rates = [one["plan"]["predicted"]["samples_per_second"] for one in (ours, twin)]
+    assert rates[0] == pytest.approx(rates[1], rel=OTHER_RATE.get(family, 0.01), abs=0)

@@ -1,13 +1,14 @@
 """Which kernel covers which operation.
 
-Decides the order in which kernels are tried (larger patterns first) and that every operation is
-covered exactly once. Does not decide costs or places, nor how a refusal is explained (refusal.py).
+Decides the order in which kernels are tried (larger patterns first), that every operation is
+covered exactly once, and that a gradient can pass wherever one must. Does not decide costs or
+places, nor how a refusal is explained (refusal.py).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -16,15 +17,18 @@ import torch
 from torch import fx
 
 from openwafer.errors import UnsupportedOpError
-from openwafer.graph.program import Parameter, Program
+from openwafer.graph.program import Parameter, Program, site_of
 from openwafer.kernels.facts import GraphFacts, constant_nodes, graph_facts
 from openwafer.kernels.kernel import Candidate, ExecutionMode, Kernel, Match, Rejection
 from openwafer.kernels.pattern import Op, find, op_stem, target_name
-from openwafer.kernels.refusal import Refusal, explain, refusals_text
+from openwafer.kernels.refusal import Refusal, explain, refusals_text, tensors_text
 from openwafer.kernels.shape import CONSTANT
 from openwafer.kernels.table import KERNELS
 
-__all__ = ["Cover", "KernelGraph", "Refusal", "cover", "match"]
+__all__ = ["WITHOUT_DERIVATIVE", "Cover", "KernelGraph", "Refusal", "cover", "match"]
+
+WITHOUT_DERIVATIVE = ("aten.floor_divide", "aten.heaviside")
+"""Of the operations with a kernel, those whose result torch gives no derivative."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,8 @@ class KernelGraph:
 
 @dataclass(frozen=True, slots=True)
 class Cover:
-    """What matching found: the kernels that lie, and every operation that none lies on."""
+    """What matching found: the kernels that lie, and every operation that none lies on or, in
+    training, through which no gradient can pass though one must."""
 
     kernel_graph: KernelGraph
     refusals: tuple[Refusal, ...]
@@ -90,6 +95,8 @@ def cover(
         for node in program.operations
         if node not in covered
     )
+    if program.training:
+        refusals += tuple(_without_derivative(program, covered))
     places = sorted(
         dict.fromkeys(covered.values()), key=lambda place: order[place.candidate.anchor]
     )
@@ -141,6 +148,25 @@ def _ranked(kernels: tuple[Kernel, ...]) -> list[tuple[Kernel, Op]]:
     """Larger patterns first; among equal ones those that bind more, then the library's order."""
     pairs = [(kernel, pattern) for kernel in kernels for pattern in kernel.patterns]
     return sorted(pairs, key=lambda pair: (-pair[1].size, -len(pair[1].args)))
+
+
+def _without_derivative(program: Program, covered: Collection[fx.Node]) -> Iterator[Refusal]:
+    """The operations that a gradient would have to pass through and cannot."""
+    found = {n for n in covered if op_stem(target_name(n)) in WITHOUT_DERIVATIVE}
+    if not found:
+        return
+    gradients = graph_facts(program, ()).gradients
+    for node in program.operations:
+        if node in found and node in gradients:
+            yield Refusal(
+                node=node.name,
+                op=target_name(node),
+                tensors=tensors_text(node),
+                site=site_of(node),
+                reason="it has no derivative, and a gradient would pass through it",
+                nearest="",
+                suggestion="stop the gradient before it: `x.detach()`",
+            )
 
 
 def _lay(pattern: Op, node: fx.Node, order: Mapping[fx.Node, int]) -> Candidate | None:

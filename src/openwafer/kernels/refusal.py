@@ -19,12 +19,12 @@ from openwafer.kernels.folding import fold_names, folding_key
 from openwafer.kernels.kernel import Kernel, Rejection, specs_of
 from openwafer.kernels.pattern import op_stem, target_name
 
-__all__ = ["EXPLANATIONS", "Explanation", "Refusal", "explain", "refusals_text"]
+__all__ = ["EXPLANATIONS", "Explanation", "Refusal", "explain", "refusals_text", "tensors_text"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """An operation that no kernel takes.
+    """An operation that no kernel takes, or that no gradient can pass in training.
 
     node: its name in the captured graph.
     op: the operation, as `aten.cumsum.default`.
@@ -127,7 +127,7 @@ def explain(
     return Refusal(
         node=node.name,
         op=op,
-        tensors=_tensors(node),
+        tensors=tensors_text(node),
         site=site_of(node),
         reason=reason,
         nearest=nearest,
@@ -178,7 +178,8 @@ def _stems(kernels: tuple[Kernel, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(op_stem(t) for k in kernels for p in k.patterns for t in p.targets))
 
 
-def _tensors(node: fx.Node) -> str:
+def tensors_text(node: fx.Node) -> str:
+    """Shapes and dtypes of what an operation reads and gives."""
     read = [str(spec) for source in node.all_input_nodes for spec in specs_of(source)]
     given = [str(spec) for spec in specs_of(node)]
     return f"({', '.join(read)}) -> {', '.join(given) or 'nothing'}"

@@ -46,8 +46,10 @@ class BlockLayout:
 def group_kernels(demands: Sequence[Demand], needs: Sequence[float], floor: int) -> list[list[int]]:
     """Indices of the kernels of each block, in execution order.
 
-    A dense kernel of another module than the block's begins a new block; other kernels join the
-    block before them (those in front of all join the first).
+    A matrix product, convolution or attention of another module than the block's begins a new
+    block, another large kernel only in another layer or where the block is full: the scope that an
+    activation or a loss is written in differs from frontend to frontend. The rest join the block
+    before them (those in front of all join the first).
     """
     groups: list[list[int]] = []
     key: tuple[str, str] | None = None
@@ -56,7 +58,8 @@ def group_kernels(demands: Sequence[Demand], needs: Sequence[float], floor: int)
         dense = demand.macs > 0 or demand.row_cycles > 0 or needs[index] > 0.002 * floor
         here = (demand.layer, _parent(demand))
         crowded = pes + needs[index] > _LARGEST_SHARE * floor
-        if key is None or (dense and (here != key or crowded)):
+        elsewhere = key is None or (here != key if demand.macs else demand.layer != key[0])
+        if key is None or (dense and (elsewhere or crowded)):
             if key is None and groups:
                 groups[0].append(index)
             else:

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
 
-from openwafer.graph.program import Program, TensorSpec, site_of
+from openwafer.graph.program import Program, site_of
 from openwafer.kernels.kernel import CostContext, KernelCost, Match, OptimizerCost, Work, specs_of
 from openwafer.kernels.match import KernelGraph
+from openwafer.kernels.pattern import target_name
 from openwafer.machine.spec import Machine
 from openwafer.plan.layers import Layer
 
@@ -29,6 +31,10 @@ _WHOLE_SAMPLE = ("attention", "matmul", "recurrent", "sort", "fourier")
 """Families whose first result needs all positions of their operands."""
 _SPATIAL = ("conv", "pool")
 """Families whose tensors are [batch, channels, ...]."""
+_SOFTMAXES = ("cross_entropy", "log_softmax", "softmax")
+"""Kernels that need all elements of a position together."""
+_CLASS_LOSSES = ("cross_entropy", "nll_loss")
+"""Losses whose input is [batch, classes, ...]."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,8 +182,7 @@ def _row_cycles(match: Match) -> int:
     """Of a softmax over a row: exp and its difference are the slowest stage."""
     from openwafer.kernels.activation import OPS_PER_EXP
 
-    softmax = match.kernel.name in ("cross_entropy", "log_softmax", "softmax")
-    return OPS_PER_EXP + 1 if softmax else 0
+    return OPS_PER_EXP + 1 if match.kernel.name in _SOFTMAXES else 0
 
 
 def _positions(match: Match, samples: int) -> tuple[int, int]:
@@ -192,13 +197,21 @@ def _positions(match: Match, samples: int) -> tuple[int, int]:
         largest = match.spec("query") if "query" in match.bound else flowing[0]
     else:
         largest = specs_of(match.anchor)[0] if match.output.numel >= samples else flowing[0]
-    width = _width(largest, match.kernel.family)
+    shape = largest.shape or (1,)
+    width = shape[_position_axis(match, len(shape))]
     return max(1, largest.numel // samples // max(1, width)), width
 
 
-def _width(spec: TensorSpec, family: str) -> int:
-    extents = list(spec.shape) or [1]
-    return extents[1] if family in _SPATIAL and len(extents) > 2 else extents[-1]
+def _position_axis(match: Match, rank: int) -> int:
+    """The axis that a position's elements lie along: the classes of a loss, what a softmax runs
+    over, the channels of an image; the last one of other tensors."""
+    if match.kernel.name in _SOFTMAXES:
+        for node in match.nodes:
+            if "softmax" in target_name(node):
+                axis: Any = node.args[1] if len(node.args) > 1 else node.kwargs["dim"]
+                return int(axis)
+    channels_first = match.kernel.family in _SPATIAL or match.kernel.name in _CLASS_LOSSES
+    return 1 if channels_first and rank > 2 else -1
 
 
 def _step(match: Match, samples: int) -> float:
