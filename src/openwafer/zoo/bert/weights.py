@@ -1,7 +1,7 @@
 """BERT's weights in Hugging Face checkpoints.
 
 Decides the names and the configuration of the backbone, which the fine-tuning families and RoBERTa
-take from here, and of the pre-training heads.
+take from here, of the pre-training heads, and of a linear classifier.
 """
 
 from __future__ import annotations
@@ -22,11 +22,9 @@ __all__ = [
     "backbone_config_from",
     "backbone_config_to",
     "backbone_rules",
-    "head_dropout_from",
+    "classifier_weights",
     "linear_rules",
     "masked_token_rules",
-    "num_labels_from",
-    "num_labels_to",
 ]
 
 _KEYS = {
@@ -185,21 +183,67 @@ def backbone_config_to(
     }
 
 
-def head_dropout_from(theirs: Mapping[str, Any]) -> float:
+def classifier_weights(
+    architecture: str,
+    *,
+    labels: str,
+    dropout: str,
+    with_pooler: bool,
+    also: Mapping[str, Any] | None = None,
+) -> WeightMap:
+    """The weights of a BERT with one linear classifier, of texts or of tokens.
+
+    Args:
+        architecture: their class.
+        labels, dropout: our `model` keys for the number of classes and the rate before them.
+        with_pooler: whether the classifier reads the pooled first token.
+        also: what their config.json says besides.
+    """
+
+    def rules(config: ModelConfig) -> tuple[Rule, ...]:
+        backbone = backbone_rules("bert", with_pooler=with_pooler)
+        return (*backbone, *linear_rules("classifier", "classifier"))
+
+    def config_from(theirs: Mapping[str, Any]) -> dict[str, Any]:
+        backbone = backbone_config_from(theirs)
+        return {**backbone, labels: _num_labels(theirs), dropout: _head_dropout(theirs)}
+
+    def config_to(config: ModelConfig) -> dict[str, Any]:
+        assert isinstance(config, BackboneConfig)
+        names = {str(index): f"LABEL_{index}" for index in range(getattr(config, labels))}
+        return {
+            **backbone_config_to(config, "bert", architecture),
+            "id2label": names,
+            "label2id": {name: int(index) for index, name in names.items()},
+            "classifier_dropout": getattr(config, dropout),
+            **(also or {}),
+        }
+
+    # A BERT trained on masked tokens alone has neither classifier nor pooler.
+    pooler = ("backbone.pooler.weight", "backbone.pooler.bias") if with_pooler else ()
+    return WeightMap(
+        architectures=(architecture,),
+        rules=rules,
+        config_from=config_from,
+        config_to=config_to,
+        optional=("classifier.weight", "classifier.bias", *pooler),
+        ignored=(
+            "bert.embeddings.position_ids",
+            *(() if with_pooler else ("bert.pooler.",)),
+            "cls.",
+        ),
+    )
+
+
+def _head_dropout(theirs: Mapping[str, Any]) -> float:
     """The rate before a classifier; the encoder's where it has none of its own."""
     rate = theirs.get("classifier_dropout")
     return backbone_config_from(theirs).get("dropout_rate", 0.1) if rate is None else rate
 
 
-def num_labels_from(theirs: Mapping[str, Any]) -> int:
+def _num_labels(theirs: Mapping[str, Any]) -> int:
     """Classes of a classifier in their config.json, which names them or, of old, counts them."""
     return len(theirs["id2label"]) if theirs.get("id2label") else int(theirs.get("num_labels", 2))
-
-
-def num_labels_to(num_labels: int) -> dict[str, Any]:
-    """Their names for so many classes."""
-    names = {str(index): f"LABEL_{index}" for index in range(num_labels)}
-    return {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
 
 
 def _rules(config: ModelConfig) -> tuple[Rule, ...]:
