@@ -28,9 +28,17 @@ Found = list[dict[str, float]]
 
 def printed(name: str, folder: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> Found:
     """The figures of the evaluations that the command prints, in order."""
+    return figures(output(name, folder, capsys, *flags))
+
+
+def output(name: str, folder: Path, capsys: pytest.CaptureFixture[str], *flags: str) -> str:
     capsys.readouterr()
     command(name, NAME, folder, *SAVES, *flags)
-    lines = [line for line in "".join(capsys.readouterr()).splitlines() if "Evaluation:" in line]
+    return "".join(capsys.readouterr())
+
+
+def figures(text: str) -> Found:
+    lines = [line for line in text.splitlines() if "Evaluation:" in line]
     return [{k: float(v) for k, v in re.findall(r"(\w+) = ([^,\s]+)", line)} for line in lines]
 
 
@@ -99,3 +107,14 @@ def test_no_checkpoints_to_evaluate(tmp_path: Path, capsys: pytest.CaptureFixtur
         printed("eval_all", tmp_path, capsys)
     assert ending.value.code == 2
     assert "there are no checkpoints" in "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_without_a_checkpoint_the_initial_weights_are_evaluated(
+    mode: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that training begins with; the seed says which."""
+    text = output("eval", tmp_path, capsys, *MODES[mode])
+    assert f"no checkpoint in {tmp_path}: the initial weights are evaluated" in text
+    (found,) = figures(text)
+    assert found == pytest.approx(reference(trained, 0), rel=1e-5)

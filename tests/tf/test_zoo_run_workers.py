@@ -59,8 +59,9 @@ def test_two_workers_give_the_losses_of_one_process(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_language_model_streams_weights_and_data(tmp_path: Path) -> None:
-    flags = ["--execution_mode", "weight_streaming", "--max_steps", "4", "--set"]
+@pytest.mark.parametrize("mode", ["layer_pipelined", "weight_streaming"])
+def test_a_language_model_with_streamed_data(mode: str, tmp_path: Path) -> None:
+    flags = ["--execution_mode", mode, "--max_steps", "4", "--set"]
     flags += ["model.layers=1", "train_input.batch_size=4", "train_input.embedded_bytes=20000"]
     for tasks in (1, 3):
         run("train", "gpt2/tiny", tmp_path / str(tasks), *flags, tasks=tasks)

@@ -7,6 +7,7 @@ there are (variables.py).
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,11 +23,14 @@ from openwafer.frontends.tf.nodes import Array
 __all__ = [
     "CheckpointWriter",
     "all_checkpoints",
+    "checkpoint_to_evaluate",
     "global_step_of",
     "latest_checkpoint",
     "newest_step",
     "read_checkpoint",
 ]
+
+_log = logging.getLogger("openwafer")
 
 _GLOBAL_STEP = "global_step"
 
@@ -46,6 +50,15 @@ def all_checkpoints(model_dir: Path) -> list[str]:
     if state is None:
         raise CheckpointError("there are no checkpoints", where=str(model_dir), hint="train first")
     return [str(path) for path in state.all_model_checkpoint_paths]
+
+
+def checkpoint_to_evaluate(model_dir: Path, given: str | None) -> str | None:
+    """The prefix given, or the newest one; None, and a warning, where the initial weights are to be
+    evaluated: as TensorFlow does, and a PyTorch run."""
+    found = given or latest_checkpoint(model_dir)
+    if found is None:
+        _log.warning("no checkpoint in %s: the initial weights are evaluated", model_dir)
+    return found
 
 
 def read_checkpoint(prefix: str, names: Sequence[str] | None = None) -> dict[str, Array]:

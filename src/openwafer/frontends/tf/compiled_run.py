@@ -17,7 +17,12 @@ from typing import Any
 import numpy as np
 
 from openwafer.errors import ConfigError
-from openwafer.frontends.tf.checkpoint import CheckpointWriter, global_step_of
+from openwafer.frontends.tf.checkpoint import (
+    CheckpointWriter,
+    checkpoint_to_evaluate,
+    global_step_of,
+    latest_checkpoint,
+)
 from openwafer.frontends.tf.host_metrics import HostMetrics
 from openwafer.frontends.tf.input_data import InputFn
 from openwafer.frontends.tf.library import tf
@@ -36,6 +41,7 @@ from openwafer.train.loop import TrainResult, TrainTools, train
 from openwafer.train.performance import Meter, PlanFigures, write_performance
 from openwafer.train.position import Progress
 from openwafer.train.progress import Reporter
+from openwafer.train.run_lock import training_lock
 from openwafer.train.signals import StopRequest
 from openwafer.train.summaries import EvalRecorder, TrainRecorder
 
@@ -115,7 +121,7 @@ class CompiledRuns:
         train_op = model.train_op
         assert train_op is not None
         all_hooks = hooks_of(model.graph.spec, hooks)
-        values = setup.values(model, setup.newest_checkpoint())
+        values = setup.values(model, latest_checkpoint(setup.model_dir))
         step = global_step_of(values)
         started = setup.start(model, values, step=step)
         executor, behind = started.executor, started.behind
@@ -131,6 +137,7 @@ class CompiledRuns:
 
         with ExitStack() as stack:
             stack.callback(executor.close)
+            stack.enter_context(training_lock(setup.model_dir))
             stop = stack.enter_context(StopRequest())
             source = stack.enter_context(setup.source(input_fn, mode))
             per_step = train_op.optimizer.grad_accum_steps
@@ -187,10 +194,11 @@ class CompiledRuns:
     def evaluate(
         self, input_fn: InputFn, *, steps: int | None, checkpoint: str | None, name: str | None
     ) -> dict[str, Any]:
-        """Loss and metrics of a checkpoint (None: the newest), as the Estimator gives them."""
+        """Loss and metrics of a checkpoint (None: the newest, or the initial weights where there is
+        none), as the Estimator gives them."""
         setup, mode = self.setup, tf.estimator.ModeKeys.EVAL
         model = setup.model(input_fn, mode)
-        values = setup.values(model, setup.checkpoint(checkpoint))
+        values = setup.values(model, checkpoint_to_evaluate(setup.model_dir, checkpoint))
         step = global_step_of(values)
         executor = setup.start(model, values, step=step).executor
         with ExitStack() as stack:
@@ -220,7 +228,7 @@ class CompiledRuns:
         """The predictions of one batch after the other."""
         setup, mode = self.setup, tf.estimator.ModeKeys.PREDICT
         model = setup.model(input_fn, mode)
-        values = setup.values(model, setup.checkpoint(checkpoint))
+        values = setup.values(model, checkpoint_to_evaluate(setup.model_dir, checkpoint))
         step = global_step_of(values)
         executor = setup.start(model, values, step=step).executor
         key, seen = model.metrics.receiver.name, 0

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from openwafer.errors import ConfigError
-from openwafer.frontends.tf.checkpoint import newest_step
+from openwafer.frontends.tf.checkpoint import checkpoint_to_evaluate, newest_step
 from openwafer.frontends.tf.cluster import set_tf_config
 from openwafer.frontends.tf.compiled_run import CompiledRuns
 from openwafer.frontends.tf.estimator_spec import for_tensorflow
@@ -172,7 +172,8 @@ class CerebrasEstimator(tf.estimator.Estimator):
             OpenWaferError: the run cannot begin, or failed.
         """
         if not (self._uses_cs and use_cs):
-            return super().evaluate(input_fn, steps, hooks, checkpoint_path, name)
+            path = checkpoint_to_evaluate(Path(self.model_dir), checkpoint_path)
+            return super().evaluate(input_fn, steps, hooks, path, name)
         say_left_out(hooks)
         runs = self._compiled()
         if runs.stream(input_fn, tf.estimator.ModeKeys.EVAL):
@@ -196,9 +197,8 @@ class CerebrasEstimator(tf.estimator.Estimator):
             OpenWaferError: the run cannot begin, or failed.
         """
         if not (self._uses_cs and use_cs):
-            yield from super().predict(
-                input_fn, predict_keys, hooks, checkpoint_path, yield_single_examples
-            )
+            path = checkpoint_to_evaluate(Path(self.model_dir), checkpoint_path)
+            yield from super().predict(input_fn, predict_keys, hooks, path, yield_single_examples)
             return
         say_left_out(hooks)
         runs = self._compiled()

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from openwafer.config.runconfig import RunConfig
-from openwafer.errors import ConfigError
 from openwafer.frontends.tf.checkpoint import latest_checkpoint, read_checkpoint
 from openwafer.frontends.tf.input_data import InputFn, InputFunction, NumberedInput, place_of
 from openwafer.frontends.tf.library import tf
@@ -175,25 +174,6 @@ class RunSetup:
             return initial_values(model.graph)
         names = [variable.op.name for variable in variables_of(model.graph.graph)]
         return read_checkpoint(checkpoint, names)
-
-    def newest_checkpoint(self) -> str | None:
-        return latest_checkpoint(self.model_dir)
-
-    def checkpoint(self, given: str | None) -> str:
-        """The one given, or the newest.
-
-        Raises:
-            ConfigError: there is none.
-        """
-        found = given or self.newest_checkpoint()
-        if found is None:
-            raise ConfigError(
-                "there is no trained model",
-                where=str(self.model_dir),
-                allowed="a folder with model.ckpt-<step>, or checkpoint_path",
-                hint="train first, with the same model_dir",
-            )
-        return found
 
     def run_config(
         self,

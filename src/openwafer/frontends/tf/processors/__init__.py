@@ -1,8 +1,8 @@
-"""The documented TFRecord processors of release 1.6, on tf.data.
+"""The documented data processors of release 1.6, on tf.data: of TFRecords, and of pairs of texts.
 
 Decides the names. `Processor(params["train_input"]).create_tf_dataset(is_training, input_context)`
-gives batches of (features, labels); `train_input_fn` and its siblings choose the processor by the
-section's `data_processor`.
+(of pairs of texts: `mode` in the place of `is_training`) gives batches of (features, labels);
+`train_input_fn` and its siblings choose the processor by the section's `data_processor`.
 """
 
 from openwafer.frontends.tf.processors.base import TfRecordsProcessor, shard_dataset
@@ -21,6 +21,10 @@ from openwafer.frontends.tf.processors.input_functions import (
     predict_input_fn,
     train_input_fn,
 )
+from openwafer.frontends.tf.processors.text_to_text import (
+    T5DynamicDataProcessor,
+    TransformerDynamicDataProcessor,
+)
 
 __all__ = [
     "BertMlmOnlyTfRecordsDynamicMaskProcessor",
@@ -30,7 +34,9 @@ __all__ = [
     "GptTfRecordsProcessor",
     "NerDataProcessor",
     "QuestionAnsweringDataProcessor",
+    "T5DynamicDataProcessor",
     "TfRecordsProcessor",
+    "TransformerDynamicDataProcessor",
     "UNetTfRecordsProcessor",
     "eval_input_fn",
     "predict_input_fn",

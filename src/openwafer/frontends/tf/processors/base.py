@@ -56,17 +56,20 @@ class TfRecordsProcessor(ABC):
     def layout(self) -> RecordLayout:
         return LAYOUTS[self.LAYOUT]
 
-    def create_tf_dataset(self, is_training: bool = True, input_context: Any = None) -> Any:
+    def create_tf_dataset(self, is_training: bool | None = None, input_context: Any = None) -> Any:
         """Batches of (features, labels).
 
         Args:
-            is_training: in a new order each epoch and, with `repeat`, without an end.
+            is_training: in a new order each epoch and, with `repeat`, without an end; None: where
+                the split is that of training.
             input_context: tf.distribute.InputContext, where TensorFlow deals out the input.
 
         Raises:
             ConfigError: there are fewer files than workers to share them.
             DataError: there are no files, or they do not hold one batch.
         """
+        if is_training is None:
+            is_training = self.split == "train"
         shuffle = bool(self.params.get("shuffle", True)) and is_training
         repeat = bool(self.params.get("repeat", True)) and is_training
         seed = self.params.get("shuffle_seed")

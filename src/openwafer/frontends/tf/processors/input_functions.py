@@ -11,9 +11,15 @@ from typing import Any
 
 from openwafer.data.params import Split
 from openwafer.errors import ConfigError, nearest
-from openwafer.frontends.tf.processors import documented
+from openwafer.frontends.tf.processors import documented, text_to_text
 
 __all__ = ["eval_input_fn", "predict_input_fn", "train_input_fn"]
+
+_PROCESSORS: Mapping[str, Any] = {
+    **{name: getattr(documented, name) for name in documented.__all__},
+    "T5DynamicDataProcessor": text_to_text.T5DynamicDataProcessor,
+    "TransformerDynamicDataProcessor": text_to_text.TransformerDynamicDataProcessor,
+}
 
 
 def train_input_fn(params: Mapping[str, Any], input_context: Any = None) -> Any:
@@ -38,12 +44,11 @@ def predict_input_fn(params: Mapping[str, Any], input_context: Any = None) -> An
 def _dataset(params: Mapping[str, Any], split: Split, input_context: Any) -> Any:
     section: Mapping[str, Any] = params.get(f"{split}_input") or {}
     name = section.get("data_processor")
-    if name not in documented.__all__:
+    if name not in _PROCESSORS:
         raise ConfigError(
             f"`data_processor` is {name!r}",
             where=f"{split}_input.data_processor",
-            allowed=", ".join(documented.__all__),
-            hint=nearest(str(name), documented.__all__),
+            allowed=", ".join(_PROCESSORS),
+            hint=nearest(str(name), _PROCESSORS),
         )
-    processor = getattr(documented, str(name))(section, split)
-    return processor.create_tf_dataset(split == "train", input_context)
+    return _PROCESSORS[str(name)](section, split).create_tf_dataset(input_context=input_context)
