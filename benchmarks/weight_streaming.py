@@ -15,6 +15,8 @@ import importlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 
+import torch
+
 from benchmarks.weight_streaming_case import CaseResult
 
 CASES: Mapping[str, str] = {
@@ -26,15 +28,19 @@ CASES: Mapping[str, str] = {
     "deepspeed": "benchmarks.weight_streaming_deepspeed",
     "fsdp": "benchmarks.weight_streaming_fsdp",
     "summary": "benchmarks.weight_streaming_summary",
+    "gpu": "benchmarks.weight_streaming_gpu",
 }
 """Case → the module whose `run(case, repeat=…)` gives its results, one or several."""
+
+NEED_GPU = frozenset({"gpu"})
 
 Run = Callable[..., Iterator[CaseResult]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--cases", default=",".join(CASES), help="comma-separated")
+    here = [case for case in CASES if case not in NEED_GPU or torch.cuda.is_available()]
+    parser.add_argument("--cases", default=",".join(here), help="comma-separated")
     parser.add_argument("--repeat", type=int, default=5)
     arguments = parser.parse_args()
     chosen = arguments.cases.split(",")

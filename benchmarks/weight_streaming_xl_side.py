@@ -77,6 +77,7 @@ def make_ours(
     *,
     layer_compiler: LayerCompiler = "auto",
     recorder: Recorder = NO_RECORDER,
+    device: torch.device = torch.device("cpu"),  # noqa: B008  a value, never changed
 ) -> Executor:
     """The executor for microbatches like these."""
     optimizer = OptimizerConfig(
@@ -98,7 +99,7 @@ def make_ours(
     rules = RunRules(
         optimizer=optimizer,
         learning_rate_at=lambda _: LEARNING_RATE,
-        device=torch.device("cpu"),
+        device=device,
         seed=1,
         compute_dtype="bfloat16",
         streaming=streaming,

@@ -2,13 +2,16 @@
 
 Decides how rank 0, which has the training loop and the data, drives the others: what it tells them,
 and what comes back. A process other than 0 calls `serve_replica` and does as told until it is told
-to stop. Does not decide what a process does in a step (weight_streaming.py, replica.py).
+to stop. Does not decide what a process does in a step (weight_streaming.py, replica.py) or how a
+state is put together and divided (replica_state.py).
 
 Messages from rank 0, by `ComputeGroup.send_tree`, to every process:
     {"do": "train", "step", "batches"}    batches: of its microbatches, the entries by path
     {"do": "lend"}                        its weights for an evaluation by rank 0
-    {"do": "state"}                       answered by its part
-    {"do": "load", "state", "weights_only"}
+    {"do": "state"}                       answered by what its part consists of
+    {"do": "tensor", "number"}            answered by one tensor of that
+    {"do": "look", "files"}               answered by whether it sees them, and its weights' names
+    {"do": "load", "state", "files", "weights_only"}
     {"do": "stop"}
 """
 
@@ -21,9 +24,17 @@ from typing import Any
 import torch
 
 from openwafer.errors import PlanError
+from openwafer.runtime.elsewhere import brought, brought_state
 from openwafer.runtime.executor import Batch, Executor, ModelState, StepResult
 from openwafer.runtime.inspect import first_nonfinite
 from openwafer.runtime.process_group import ComputeGroup
+from openwafer.runtime.replica_state import (
+    LentState,
+    ask_for_state,
+    read_state,
+    sees_files,
+    send_state,
+)
 from openwafer.runtime.weight_streaming import WeightStreaming
 from openwafer.runtime.workload import Workload, state_dict_of
 
@@ -102,14 +113,14 @@ class ReplicatedStreaming(Executor):
     # ------------------------------------------------------------------ state
 
     def state(self) -> ModelState:
-        return self.borrowed_state().copied()
+        """The whole model here."""
+        return brought_state(self.borrowed_state()).copied()
 
     def borrowed_state(self) -> ModelState:
-        """The whole model here: this process's part as it is, and copies of the others'."""
+        """This process's part as it is, and stand-ins for the others' large tensors."""
         own = self._executor.own_state()
         for rank in range(1, self._group.size):
-            self._group.send_tree({"do": "state"}, rank)
-            told = self._group.receive_tree(rank)
+            told = ask_for_state(self._group, rank)
             own["weights"].update(told["weights"])
             own["optimizer"].update(told["optimizer"])
         workload = self._workload
@@ -120,11 +131,13 @@ class ReplicatedStreaming(Executor):
         )
 
     def load_state(self, state: ModelState, *, weights_only: bool = False) -> None:
-        self._group.tell_to_load(lambda rank: state, weights_only=weights_only)
+        programs = self._workload.programs()
+        buffers = {buffer.name for program in programs for buffer in program.buffers}
+        send_state(self._group, state, buffers, weights_only=weights_only)
         self._executor.load_state(state, weights_only=weights_only)
 
     def explain_nonfinite(self, microbatches: Sequence[Batch], *, step: int) -> str:
-        """With all weights brought here: it happens once, and then the run ends."""
+        """With each layer's weights brought here: it happens once, and then the run ends."""
         weights = self.borrowed_state().model
         workload, buffers = self._workload, self._executor.own_state()["buffers"]
         model = workload.training_model() if self._trained_last else workload.evaluation_model()
@@ -135,7 +148,7 @@ class ReplicatedStreaming(Executor):
 
         def weights_of(names: Sequence[str]) -> list[torch.Tensor]:
             pairs = zip(names, dtypes[tuple(names)], strict=True)
-            return [weights[name].to(workload.device, dtype) for name, dtype in pairs]
+            return [brought(weights[name]).to(workload.device, dtype) for name, dtype in pairs]
 
         return first_nonfinite(workload, model, microbatches, step, weights_of, dict(buffers))
 
@@ -157,27 +170,35 @@ def serve_replica(executor: WeightStreaming, group: ComputeGroup) -> None:
     Raises:
         LaunchError: rank 0 or another process is gone.
     """
+    lent = LentState()
     try:
         while (message := group.receive_tree(0))["do"] != "stop":
-            _obey(executor, group, message)
+            _obey(executor, group, lent, message)
     finally:
         executor.close()
         group.close()
 
 
-def _obey(executor: WeightStreaming, group: ComputeGroup, message: Mapping[str, Any]) -> None:
+def _obey(
+    executor: WeightStreaming, group: ComputeGroup, lent: LentState, message: Mapping[str, Any]
+) -> None:
     what = message["do"]
     if what == "train":
+        lent.forget()
         result = executor.train_step(message["batches"], step=message["step"])
         if result.metrics:
             group.send_tree({n: [_on_host(one) for one in v] for n, v in result.metrics.items()}, 0)
     elif what == "lend":
         executor.lend_weights()
     elif what == "state":
-        group.send_tree(executor.own_state(), 0)
+        group.send_tree(lent.told(executor.own_state()), 0)
+    elif what == "tensor":
+        group.send_tree(lent.tensor(message["number"]), 0)
+    elif what == "look":
+        names = list(executor.own_state()["weights"])
+        group.send_tree({"sees": sees_files(message["files"]), "names": names}, 0)
     elif what == "load":
-        state = ModelState(**message["state"])
-        executor.load_state(state, weights_only=message["weights_only"])
+        executor.load_state(read_state(message), weights_only=message["weights_only"])
 
 
 def _on_host(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -115,8 +115,9 @@ class WeightStreaming(Executor):
         policies = self._options.policies or ("keep",) * len(model.layers)
         activations = Activations(policies, self._live, self._options.spill)
         try:
-            runs = [self._fed(model, batch) for batch in microbatches]
-            return self._train(model, rule, runs, activations, step)
+            with self._memory.explaining_exhaustion():
+                runs = [self._fed(model, batch) for batch in microbatches]
+                return self._train(model, rule, runs, activations, step)
         finally:
             # All given back already, unless the step was cut short.
             activations.clear()
@@ -159,8 +160,9 @@ class WeightStreaming(Executor):
     def eval_step(self, batch: Batch, *, step: int) -> StepResult:
         model = self._last_model = self._workload.evaluation_model()
         try:
-            run = self._fed(model, batch)
-            self._forward(model, [run], step, None)
+            with self._memory.explaining_exhaustion():
+                run = self._fed(model, batch)
+                self._forward(model, [run], step, None)
         finally:
             self._live.drop_all()
         return StepResult(

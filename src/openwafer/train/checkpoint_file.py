@@ -2,7 +2,8 @@
 
 Decides how a dictionary of tensors and plain values becomes a file that survives a crash, a full
 disk and a bad sector, and how damage is found before anything is loaded. Does not decide what a
-checkpoint holds (checkpoint.py) or which one is used (checkpoint_dir.py).
+checkpoint holds (checkpoint.py), how its archive is made (checkpoint_archive.py) or which one is
+used (checkpoint_dir.py).
 
 The format is torch's own zip archive, so that `torch.load(path, weights_only=True)` reads it
 anywhere. Each record of the archive carries a CRC-32, which `torch.load` itself does not check:
@@ -13,24 +14,31 @@ from __future__ import annotations
 
 import errno
 import math
-import mmap
 import os
 import pickle
 import shutil
-import warnings
+import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from openwafer.errors import CheckpointError
+from openwafer.runtime.elsewhere import is_elsewhere
+from openwafer.runtime.mapped_file import MappedFile
+from openwafer.train.checkpoint_archive import (
+    num_bytes_of,
+    save_archive,
+    storage_key,
+    tensors_in,
+)
 
-__all__ = ["DamagedCheckpointError", "num_bytes_of", "read_file", "verify_file", "write_file"]
+__all__ = ["DamagedCheckpointError", "read_file", "verify_file", "write_file"]
 
 SLACK_BYTES = 64 * 1024
 """Room asked for beyond the tensors: the archive's own records and the folder's entry."""
@@ -52,10 +60,12 @@ def write_file(path: Path, contents: Mapping[str, Any]) -> int:
     """Write `contents` to `path` atomically and durably; the size of the file in bytes.
 
     The bytes go to a temporary file beside `path`, are flushed to the disk, and take the name
-    last: at every moment `path` is either the old whole file or the new whole file.
+    last: at every moment `path` is either the old whole file or the new whole file. Tensors that
+    are elsewhere are brought one at a time, each when it is written, into the same file.
 
     Raises:
         CheckpointError: too little room, or the file system refused; the temporary file is gone.
+        LaunchError: the process that has a tensor is gone; the temporary file too.
     """
     plain = cast("dict[str, Any]", _plain(contents, "checkpoint", _compacted_storages(contents)))
     needed = num_bytes_of(plain) + SLACK_BYTES
@@ -64,7 +74,7 @@ def write_file(path: Path, contents: Mapping[str, Any]) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         _require_room(path, needed)
         with temporary.open("wb") as file:
-            _save(plain, file)
+            save_archive(plain, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -144,15 +154,6 @@ def read_file(path: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", loaded)
 
 
-def num_bytes_of(contents: object) -> int:
-    """Bytes of all tensors in nested dicts, lists and tuples; a shared storage counts once."""
-    storages = {
-        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
-        for tensor in _tensors(contents)
-    }
-    return sum(storages.values())
-
-
 def _load_mapped(path: Path) -> object:
     """What torch.load gives, with the tensors as read-only views of the file.
 
@@ -161,8 +162,7 @@ def _load_mapped(path: Path) -> object:
     """
     with FakeTensorMode():
         outline: object = torch.load(path, map_location="cpu", weights_only=True)
-    with path.open("rb") as file:
-        view = mmap.mmap(file.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
+    file = MappedFile(path)
     blocks: dict[int, torch.Tensor] = {}
 
     def real(value: object) -> object:
@@ -171,50 +171,19 @@ def _load_mapped(path: Path) -> object:
         storage: Any = value.untyped_storage()
         start = int(storage._checkpoint_offset)
         if start not in blocks:
-            blocks[start] = _view_of(view, start, storage.nbytes())
+            blocks[start] = _view_of(file, start, storage.nbytes())
         typed = blocks[start].view(value.dtype)
         return typed.as_strided(value.shape, value.stride(), value.storage_offset())
 
     return pytree.tree_map(real, outline)
 
 
-def _view_of(view: mmap.mmap, start: int, num_bytes: int) -> torch.Tensor:
+def _view_of(file: MappedFile, start: int, num_bytes: int) -> torch.Tensor:
     """Bytes of a mapped file; a copy where they are few, or lie where no number may begin."""
     if num_bytes == 0:
         return torch.empty(0, dtype=torch.uint8)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it cannot be written to is what is wanted
-        found = torch.frombuffer(view, dtype=torch.uint8, offset=start, count=num_bytes)
+    found = file.view(start, num_bytes)
     return found.clone() if num_bytes < SMALL_BYTES or start % 16 else found
-
-
-class _Guarded:
-    """A file that remembers why a write failed: torch's writer turns the first OSError into a
-    RuntimeError about stream positions."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.failure: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self.failure = self.failure or error
-            raise
-
-    def flush(self) -> None:
-        self._file.flush()
-
-
-def _save(contents: dict[str, Any], file: IO[bytes]) -> None:
-    guarded = _Guarded(file)
-    try:
-        torch.save(contents, cast("IO[bytes]", guarded))
-    except RuntimeError as error:
-        if guarded.failure is not None:
-            raise guarded.failure from error
-        raise
 
 
 def _require_room(path: Path, needed: int) -> None:
@@ -275,28 +244,17 @@ def _require_legacy(path: Path) -> None:
         raise zipfile.BadZipFile("it is cut short, or no checkpoint" if start else "it is empty")
 
 
-def _tensors(value: object) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in cast("Mapping[object, object]", value).values():
-            yield from _tensors(item)
-    elif isinstance(value, (list, tuple)):
-        for item in cast("list[object]", value):
-            yield from _tensors(item)
-
-
 def _compacted_storages(contents: Mapping[str, Any]) -> set[int]:
     """Storages of which the tensors use little: torch would save all of a storage for a small
     view into it. Views that together cover their storage stay views, at no cost in memory."""
     used: dict[int, dict[tuple[int, int], int]] = {}
     sizes: dict[int, int] = {}
-    for tensor in _tensors(contents):
+    for tensor in tensors_in(contents):
         storage = tensor.untyped_storage()
         num_bytes = tensor.numel() * tensor.element_size()
         place = (int(tensor.storage_offset()), num_bytes)
-        used.setdefault(storage.data_ptr(), {})[place] = num_bytes
-        sizes[storage.data_ptr()] = storage.nbytes()
+        used.setdefault(storage_key(tensor), {})[place] = num_bytes
+        sizes[storage_key(tensor)] = storage.nbytes()
     return {key for key, views in used.items() if sum(views.values()) < 0.9 * sizes[key]}
 
 
@@ -308,7 +266,7 @@ def _plain(value: object, name: str, compact: set[int]) -> object:
         return _plain_number(value)
     if isinstance(value, Mapping):
         items = cast("Mapping[object, object]", value).items()
-        return {key: _plain(item, f"{name}.{key}", compact) for key, item in items}
+        return {_plain_key(key): _plain(item, f"{name}.{key}", compact) for key, item in items}
     if isinstance(value, (list, tuple)):
         items = [_plain(v, f"{name}[{i}]", compact) for i, v in enumerate(cast("Any", value))]
         return tuple(items) if isinstance(value, tuple) else items
@@ -323,17 +281,26 @@ def _plain(value: object, name: str, compact: set[int]) -> object:
 
 
 def _plain_number(value: object) -> object:
-    """Subclasses (an enum, a NumPy float64) would need their class to be read again."""
-    for kind in (bool, int, float, str):
+    """Subclasses (an enum, a NumPy float64) would need their class to be read again. A text is one
+    object wherever it stands: pickle writes it once, and the file depends on what it says alone."""
+    if isinstance(value, str):
+        return sys.intern(str(value))
+    for kind in (bool, int, float):
         if isinstance(value, kind):
             return kind(value)
     return value
 
 
+def _plain_key(key: object) -> object:
+    return sys.intern(key) if type(key) is str else key
+
+
 def _plain_tensor(tensor: torch.Tensor, compact: set[int]) -> torch.Tensor:
+    if is_elsewhere(tensor):
+        return tensor
     tensor = tensor.detach().cpu()
     if type(tensor) is not torch.Tensor:
         tensor = tensor.as_subclass(torch.Tensor)
-    if tensor.untyped_storage().data_ptr() in compact and math.prod(tensor.shape):
+    if storage_key(tensor) in compact and math.prod(tensor.shape):
         return tensor.clone(memory_format=torch.contiguous_format)
     return tensor

@@ -20,9 +20,9 @@ from typing import Any, cast
 import torch
 from torch.utils import _pytree as pytree
 
+from openwafer.train.checkpoint_archive import num_bytes_of, storage_key
 from openwafer.train.checkpoint_file import (
     DamagedCheckpointError,
-    num_bytes_of,
     read_file,
     verify_file,
     write_file,
@@ -133,7 +133,7 @@ class _Shards:
         """What stands in the first file for a value. Tensors that share memory go together."""
         if not isinstance(value, torch.Tensor) or num_bytes_of(value) < _SMALL_BYTES:
             return value
-        storage = value.untyped_storage().data_ptr()
+        storage = storage_key(value)
         if storage not in self._group_of:
             num_bytes = num_bytes_of(value)
             if not self.groups or self._bytes + num_bytes > self._limit:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch.nn.functional as F
 from group_processes import Processes
 from hypothesis import given
 from hypothesis import strategies as st
+from replica_runs import drive, replicated
 from runtime_cases import CASES, model_of
 from runtime_reference import (
     Setup,
@@ -27,10 +27,8 @@ from torch import nn
 from openwafer.config.optimizer import OptimizerConfig
 from openwafer.errors import PlanError
 from openwafer.frontends.torch.metrics import AccuracyMetric
-from openwafer.frontends.torch.streaming_setup import StreamingRules, make_weight_streaming
 from openwafer.runtime.executor import Executor, ModelState, StepResult
-from openwafer.runtime.process_group import ComputeGroup
-from openwafer.runtime.replicas import ReplicatedStreaming, refuse_changing_buffers, serve_replica
+from openwafer.runtime.replicas import ReplicatedStreaming, refuse_changing_buffers
 from openwafer.runtime.stores.shared_store import assign_owners
 from openwafer.runtime.stores.store import Shard
 
@@ -39,39 +37,6 @@ STEPS, MICROBATCHES = 3, 4
 IN_DOUBLE = {"multihead attention"}
 """Cases with a gradient that is zero but for rounding (a key's bias), which Adam divides by its own
 size: in float64 the rounding is nothing beside `eps`."""
-
-Run = Callable[[Executor, Setup], Any]
-
-
-def drive(
-    group: ComputeGroup, setup: Setup, config: OptimizerConfig, run: Run, folder: Path | None
-) -> Any:
-    """What `run` gives in rank 0; in the others, the names of the weights that they keep."""
-    # Rank 0 sends the leaves of its batches.
-    workload = setup.workload(config, **({"leaves": dict} if group.rank else {}))
-    rules = StreamingRules(weight_store=f"disk:{folder}" if folder else "ram")
-    executor = make_weight_streaming(workload, setup.layers, rules, prefetch_depth=1, group=group)
-    if group.rank:
-        kept = sorted(executor.own_state()["weights"])
-        serve_replica(executor, group)
-        return kept
-    replicated = ReplicatedStreaming(workload, executor, group)
-    try:
-        return run(replicated, setup)
-    finally:
-        replicated.close()
-
-
-def replicated(
-    setup: Setup,
-    config: OptimizerConfig,
-    run: Run,
-    where: Path,
-    *,
-    count: int = 2,
-    disk: bool = False,
-) -> list[Any]:
-    return Processes(where, count, drive, setup, config, run, where if disk else None).results()
 
 
 def steps_and_state(

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from openwafer.errors import CheckpointError
 from openwafer.train import checkpoint_file
+from openwafer.train.checkpoint_archive import num_bytes_of
 from openwafer.train.checkpoint_file import (
     DamagedCheckpointError,
-    num_bytes_of,
     read_file,
     verify_file,
     write_file,

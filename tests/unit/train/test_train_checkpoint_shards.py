@@ -16,8 +16,9 @@ from torch.utils import _pytree as pytree
 
 from openwafer.errors import CheckpointError
 from openwafer.train import checkpoint_shards
+from openwafer.train.checkpoint_archive import num_bytes_of
 from openwafer.train.checkpoint_dir import CheckpointFolder, find_latest, newest_whole
-from openwafer.train.checkpoint_file import DamagedCheckpointError, num_bytes_of
+from openwafer.train.checkpoint_file import DamagedCheckpointError
 from openwafer.train.checkpoint_shards import (
     read_checkpoint,
     remove_checkpoint,

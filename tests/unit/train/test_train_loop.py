@@ -341,7 +341,7 @@ def test_a_full_disk_ends_the_run_and_the_same_command_goes_on(
 
     def fill_the_disk(step: int) -> None:
         if step == 4:
-            monkeypatch.setattr("openwafer.train.checkpoint_file._save", refuse)
+            monkeypatch.setattr("openwafer.train.checkpoint_file.save_archive", refuse)
 
     torch.manual_seed(1)
     with pytest.raises(CheckpointError, match="no room"):

@@ -7,8 +7,12 @@ which task of a run does this (run.py) nor how a job goes (train/job.py).
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
+
+import torch
 
 from openwafer.config.runconfig import RunConfig
 from openwafer.frontends.torch.metric_functions import metric_functions
@@ -19,6 +23,7 @@ from openwafer.frontends.torch.recording import ModuleSummaries, SavedStream
 from openwafer.frontends.torch.session import make_executor
 from openwafer.optim.state import from_torch_state_dict, to_torch_state_dict
 from openwafer.plan.plan import Plan, WeightStreamingSchedule
+from openwafer.runtime.elsewhere import brought, is_elsewhere
 from openwafer.runtime.executor import Executor
 from openwafer.runtime.microbatches import SplitBatches
 from openwafer.runtime.process_group import join_group
@@ -32,6 +37,7 @@ from openwafer.train.checkpoint import OptimizerCodec
 from openwafer.train.hooks import Hooks
 from openwafer.train.job import Job, JobResult, run_job
 from openwafer.train.performance import PlanFigures
+from openwafer.train.run_lock import training_lock
 
 __all__ = ["execute"]
 
@@ -49,13 +55,16 @@ def execute(model: PreparedModel, coordinator: Coordinator | None) -> JobResult:
     """
     params, config = model.params, model.params.runconfig
     executor, figures, times = _executor(model)
-    write_params(params, config.mode)
-    sources: dict[str, BatchSource] = dict(model.sequences)
-    if coordinator is not None:
-        coordinator.wait_for_workers()
-        forget_meeting(tasks.current())
-        sources = {mode: coordinator.source(mode) for mode in model.modes}
-    try:
+    with ExitStack() as stack:
+        stack.callback(executor.close)
+        if config.trains:
+            stack.enter_context(training_lock(config.model_dir))
+        write_params(params, config.mode)
+        sources: dict[str, BatchSource] = dict(model.sequences)
+        if coordinator is not None:
+            coordinator.wait_for_workers()
+            forget_meeting(tasks.current())
+            sources = {mode: coordinator.source(mode) for mode in model.modes}
         result = run_job(
             Job(
                 executor=executor,
@@ -78,10 +87,16 @@ def execute(model: PreparedModel, coordinator: Coordinator | None) -> JobResult:
             _show_counters(executor, figures, coordinator)
         if config.trains:
             # The user's own object ends up with the trained weights, as in the plain loop.
-            model.base.model.load_state_dict(executor.borrowed_state().model, strict=False)
+            _hand_over(executor.borrowed_state().model, model.base.model)
         return result
-    finally:
-        executor.close()
+
+
+def _hand_over(weights: Mapping[str, torch.Tensor], model: torch.nn.Module) -> None:
+    """What other processes have comes here one tensor at a time."""
+    here = {name: tensor for name, tensor in weights.items() if not is_elsewhere(tensor)}
+    model.load_state_dict(here, strict=False)
+    for name in weights.keys() - here.keys():
+        model.load_state_dict({name: brought(weights[name])}, strict=False)
 
 
 def _show_counters(

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from openwafer.plan.layers import Layer
-from openwafer.runtime.memory.account import DeviceMemory
+from openwafer.runtime.memory.account import DeviceMemory, limit_gpu
 from openwafer.runtime.memory.host_memory import (
     KEPT_SHARE,
     give_back_freed_memory,
@@ -108,6 +108,8 @@ def make_weight_streaming(
         keep_freed_memory()
     plan = plan_memory(workload, layers, rules, prefetch_depth=prefetch_depth)
     memory = DeviceMemory(rules.device_memory_bytes)
+    if workload.device.type == "cuda" and rules.device_memory_bytes is not None:
+        limit_gpu(workload.device, rules.device_memory_bytes)
     if _counts_process(workload, rules):
         memory.take("process", process_bytes())
     spill = _spill(workload, plan, rules, memory)
@@ -165,7 +167,9 @@ def plan_memory(
         budget_bytes=rules.device_memory_bytes,
         fixed=fixed,
         kept_share=KEPT_SHARE if _counts_process(workload, rules) else 0.0,
-        spills_elsewhere=rules.folder is not None or workload.device.type != "cpu",
+        # Not a GPU's: by estimate a block of GPT-J saves 280 MB for 2,048 tokens, 11 ms each way
+        # at the 25 GB/s of PCIe 4, and runs forward again in 3 to 5 ms at 200 to 300 TFLOP/s.
+        spills_elsewhere=_counts_process(workload, rules),
     )
     if rules.device_memory_bytes is not None:
         _log.info("memory of a step: %s", plan)
@@ -185,9 +189,11 @@ def _parts(workload: Workload, layers: Sequence[Layer]) -> _Parts:
 
 def _store(workload: Workload, parts: _Parts, rules: StreamingRules) -> WeightStore:
     given = (workload.weights, parts.shards, workload.optimizer)
+    pin = workload.device.type == "cuda"
     if rules.folder is None:
-        return RamStore(*given, copies=parts.copies, pin=workload.device.type == "cuda")
-    return DiskStore(*given, rules.folder, copies=parts.copies)
+        return RamStore(*given, copies=parts.copies, pin=pin)
+    promised = _counts_process(workload, rules) and rules.device_memory_bytes is not None
+    return DiskStore(*given, rules.folder, copies=parts.copies, pin=pin, memory_promised=promised)
 
 
 def _shared_store(

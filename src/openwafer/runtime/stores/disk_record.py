@@ -30,12 +30,15 @@ __all__ = [
     "Piece",
     "Record",
     "copy_region",
+    "is_copy",
     "lay_out",
     "splits",
 ]
 
 WEIGHT, GRADIENT = "", "gradient"
 """Names of regions; state has the optimizer's own keys, copies have `copy_region`'s."""
+
+_COPY = "copy in "
 
 _WHOLE_ONLY: Collection[OptimizerType] = ("adafactor", "lamb")
 """Optimizers that take a norm or a mean over a whole weight; all others go element by element."""
@@ -105,7 +108,12 @@ class Record:
 
 
 def copy_region(dtype: torch.dtype) -> str:
-    return f"copy in {str(dtype).removeprefix('torch.')}"
+    return f"{_COPY}{str(dtype).removeprefix('torch.')}"
+
+
+def is_copy(region: str) -> bool:
+    """Whether a region has copies of weights in another dtype."""
+    return region.startswith(_COPY)
 
 
 def splits(config: OptimizerConfig | None) -> bool:

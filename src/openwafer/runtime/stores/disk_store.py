@@ -1,18 +1,17 @@
 """A weight store on disk: one preallocated file, read and written past the page cache.
 
-Decides what an update does to a shard, chunk by chunk: while one is updated, the next is read and
-the one before is written; and how whole states are taken over and given. Does not decide what is
-where in the file (disk_record.py), how bytes move (direct_file.py, disk_staging.py), or when shards
+Decides what an update does to a shard, chunk by chunk: while one is updated, the next ones are read
+and those before are written, also after the update has ended; and how whole states are taken over
+and given. Does not decide how a chunk is updated (chunk_update.py), what is where in the file
+(disk_record.py), how bytes move (direct_file.py, disk_staging.py, read_ahead.py), or when shards
 move (weight_traffic.py). A run's checkpoints are elsewhere: this file has no name and ends with the
 process, so whatever happens to it, the last checkpoint is whole.
 """
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,19 @@ import torch
 
 from openwafer.config.optimizer import OptimizerConfig
 from openwafer.errors import PlanError
-from openwafer.optim.build import build_optimizer, set_learning_rate
+from openwafer.optim.build import build_optimizer
 from openwafer.optim.state import load_optimizer_state
 from openwafer.runtime.compiled import StreamedWeight
-from openwafer.runtime.stores.direct_file import DirectFile, io_threads, wait_for
+from openwafer.runtime.stores.chunk_update import ChunkUpdates, put_weights, renew_copies
+from openwafer.runtime.stores.direct_file import (
+    NUM_THREADS,
+    DirectFile,
+    io_threads,
+    wait_for,
+)
 from openwafer.runtime.stores.disk_record import (
     GRADIENT,
     WEIGHT,
-    Chunk,
     Entry,
     Piece,
     Record,
@@ -35,13 +39,13 @@ from openwafer.runtime.stores.disk_record import (
     lay_out,
 )
 from openwafer.runtime.stores.disk_staging import (
-    NUM_STAGINGS,
-    Staging,
+    FEWEST_STAGINGS,
+    MOST_STAGINGS,
     Stagings,
-    Views,
-    largest_chunk_bytes,
+    stagings_bytes,
 )
-from openwafer.runtime.stores.fetch_buffers import FetchBuffers, idle_bytes
+from openwafer.runtime.stores.fetch_buffers import NUM_FETCH_THREADS, FetchBuffers, idle_bytes
+from openwafer.runtime.stores.read_ahead import ReadAhead
 from openwafer.runtime.stores.store import Copies, Fetched, Prepare, Shard, WeightStore
 
 __all__ = ["CHUNK_ELEMENTS", "DiskStore", "staging_bytes"]
@@ -57,6 +61,9 @@ class DiskStore(WeightStore):
         weights: the first values; read once, one weight after another.
         copies: further dtypes that weights are fetched in.
         chunk_elements: how much of a shard is updated at a time.
+        pin: fetch into pinned memory, for a GPU to read.
+        memory_promised: whether memory is limited to what `staging_bytes` says before. Otherwise
+            more is taken, up to a fixed number of chunks and a few layers, and waits are shorter.
 
     Raises:
         PlanError: the folder does not exist, cannot be written or has too little room; later, a
@@ -74,6 +81,8 @@ class DiskStore(WeightStore):
         *,
         copies: Copies | None = None,
         chunk_elements: int = CHUNK_ELEMENTS,
+        pin: bool = False,
+        memory_promised: bool = True,
     ) -> None:
         if not directory.is_dir():
             raise PlanError(
@@ -90,23 +99,28 @@ class DiskStore(WeightStore):
             for position, name in enumerate(record.shard.names)
         }
         self._parked: dict[int, frozenset[int]] = {}
-        self._scalars: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
+        self._updates = ChunkUpdates()
         self._was_mapped = False
-        self._threads = io_threads()
-        try:
-            self._file = DirectFile(directory, end, self._threads)
-        except BaseException:
-            self._threads.shutdown()
-            raise
-        try:
-            self._fetches = FetchBuffers(self._file)
-            self._stagings = Stagings(self._file, records, config)
+        at_most = FEWEST_STAGINGS if memory_promised else MOST_STAGINGS
+        with ExitStack() as opened:
+            threads, fetch_threads = (
+                opened.enter_context(io_threads(count))
+                for count in (NUM_THREADS, NUM_FETCH_THREADS)
+            )
+            self._file = DirectFile(directory, end, threads)
+            opened.callback(self._file.close)
+            self._stagings = Stagings(self._file, records, config, at_most=at_most)
+            self._ahead = ReadAhead(self._stagings, records)
+            self._fetches = FetchBuffers(
+                self._file, self._stagings, fetch_threads, promised=memory_promised, pin=pin
+            )
+            opened.callback(self._fetches.close)
+            for pool in (threads, fetch_threads):
+                opened.push(pool)  # from here on they end first, before what they use is closed
             self.staging_bytes = self._stagings.num_bytes + idle_bytes(records)
-            for record in self._records.values():
+            for record in records:
                 self._create(record, weights)
-        except BaseException:
-            self.close()
-            raise
+            self._opened = opened.pop_all()
 
     # ------------------------------------------------------------------ fetch
 
@@ -129,8 +143,9 @@ class DiskStore(WeightStore):
     def park(self, shard: Shard, gradients: Mapping[str, torch.Tensor]) -> None:
         record = self._records[shard.index]
         flat = _by_position(shard, gradients)
+        self._ahead.drop()
         for chunk in record.chunks:
-            staging = self._stagings.next()
+            staging = self._stagings.take()
             views, _ = self._stagings.over(staging, record, chunk)
             for number, piece in enumerate(chunk):
                 if piece.position in flat and piece.stop > piece.start:
@@ -155,15 +170,27 @@ class DiskStore(WeightStore):
         if self._was_mapped:
             self._file.forget_cached()
             self._was_mapped = False
-        regions = [r for r in record.regions if not _is_copy(r) and (r != GRADIENT or flat is None)]
+        try:
+            self._update_chunks(record, flat, given, learning_rate, prepare)
+        except BaseException:
+            self._updates.end_shard(failed=True)
+            self._ahead.drop()
+            self._stagings.reset()
+            raise
+        self._updates.end_shard(failed=False)
+        self._ahead.extend()
+
+    def _update_chunks(
+        self,
+        record: Record,
+        flat: Mapping[int, torch.Tensor] | None,
+        given: frozenset[int],
+        learning_rate: float,
+        prepare: Prepare | None,
+    ) -> None:
         kept = [region for region in record.regions if region != GRADIENT]
-        new_scalars: dict[tuple[int, int], dict[str, torch.Tensor]] = {}
-        coming: deque[tuple[Staging, list[Future[None]]]] = deque()
         for index, chunk in enumerate(record.chunks):
-            for ahead in record.chunks[index + len(coming) : index + 2]:
-                coming.append(self._stagings.begin_read(record, ahead, regions))
-            staging, reads = coming.popleft()
-            wait_for(reads)
+            staging = self._ahead.take(record, index, parked=flat is None)
             views, optimizer = self._stagings.over(staging, record, chunk)
             assert optimizer is not None
             grads = {
@@ -174,87 +201,37 @@ class DiskStore(WeightStore):
             grads = {n: grad.view(views[n, WEIGHT].shape) for n, grad in grads.items()}
             if flat is None and prepare is not None:
                 prepare(list(grads.values()))
-            self._step(record, chunk, views, optimizer, grads, learning_rate, new_scalars)
-            self._renew_copies(record, chunk, views)
-            self._stagings.begin_write(staging, record, chunk, kept)
-        self._stagings.settle()
-        self._scalars.update(new_scalars)
-
-    def _step(
-        self,
-        record: Record,
-        chunk: Chunk,
-        views: Views,
-        optimizer: torch.optim.Optimizer,
-        gradients: Mapping[int, torch.Tensor],
-        learning_rate: float,
-        new_scalars: dict[tuple[int, int], dict[str, torch.Tensor]],
-    ) -> None:
-        """One optimizer step on the chunk in `views`. Every piece of a weight counts from the old
-        single numbers (step counts and the like); the new ones are the same for all."""
-        for number in gradients:
-            weight = views[number, WEIGHT]
-            weight.grad = gradients[number]
-            scalars = self._scalars[record.shard.index, chunk[number].position]
-            for key, value in scalars.items():
-                optimizer.state[weight][key].copy_(value)
-        set_learning_rate(optimizer, learning_rate)
-        optimizer.step()
-        for number in gradients:
-            weight, piece = views[number, WEIGHT], chunk[number]
-            weight.grad = None
-            state = optimizer.state[weight]
-            for key in record.state_keys[piece.position]:
-                if state[key] is not views[number, key]:  # the optimizer made a new tensor
-                    views[number, key].copy_(state[key])
-                    state[key] = views[number, key]
-            place = (record.shard.index, piece.position)
-            new_scalars[place] = {key: state[key].clone() for key in self._scalars[place]}
-
-    def _renew_copies(self, record: Record, chunk: Chunk, views: Views) -> None:
-        for number in range(len(chunk)):
-            for region in record.regions:
-                if _is_copy(region) and (number, region) in views:
-                    views[number, region].copy_(views[number, WEIGHT])
+            self._updates.step(record, chunk, views, optimizer, grads, learning_rate)
+            renew_copies(record, chunk, views)
+            self._stagings.begin_write(staging, record, chunk, kept, holds=True)
 
     # ------------------------------------------------------------------ whole records
 
     def _create(self, record: Record, weights: Mapping[str, torch.Tensor]) -> None:
         """Write the first weights, their copies, and the optimizer's first state."""
         for chunk in (*record.chunks, *record.rest):
-            staging = self._stagings.next()
+            staging = self._stagings.take()
             views, optimizer = self._stagings.fresh(staging, record, chunk)
-            self._put_weights(record, chunk, views, weights)
+            put_weights(record, chunk, views, weights)
             if optimizer is not None:
-                for number, piece in enumerate(chunk):
-                    state = optimizer.state[views[number, WEIGHT]]
-                    self._scalars[record.shard.index, piece.position] = {
-                        key: value.clone() for key, value in state.items() if not value.dim()
-                    }
-            self._renew_copies(record, chunk, views)
+                self._updates.begin(record, chunk, optimizer, views)
+            renew_copies(record, chunk, views)
             regions = [region for region in record.regions if region != GRADIENT]
             self._stagings.begin_write(staging, record, chunk, regions)
         self._stagings.settle()
 
-    @staticmethod
-    def _put_weights(
-        record: Record, chunk: Chunk, views: Views, weights: Mapping[str, torch.Tensor]
-    ) -> None:
-        for number, piece in enumerate(chunk):
-            name = record.shard.names[piece.position]
-            if name in weights:
-                _copy_part(views[number, WEIGHT], weights[name], piece)
-
     def weights(self) -> dict[str, torch.Tensor]:
+        self._stagings.settle()
         return {name: self._mapped(name, WEIGHT) for name in self._place_of}
 
     def optimizer_state(self) -> dict[str, dict[str, Any]]:
+        self._stagings.settle()
         state: dict[str, dict[str, Any]] = {}
         for record in self._records.values():
             for position, keys in record.state_keys.items():
                 name = record.shard.names[position]
                 state[name] = {
-                    **self._scalars[record.shard.index, position],
+                    **self._updates.scalars(record, position),
                     **{key: self._mapped(name, key) for key in keys},
                 }
         return state
@@ -271,15 +248,16 @@ class DiskStore(WeightStore):
     ) -> None:
         for record in self._records.values():
             self._check_state(record, state)
+        self._ahead.drop()
         for record in self._records.values():
             regions = [region for region in record.regions if region != GRADIENT]
             for chunk in (*record.chunks, *record.rest):
-                staging, reads = self._stagings.begin_read(record, chunk, regions)
-                wait_for(reads)
+                staging = self._stagings.take()
+                wait_for(self._stagings.begin_read(staging, record, chunk, regions))
                 views, _ = self._stagings.over(staging, record, chunk)
-                self._put_weights(record, chunk, views, weights)
-                self._put_state(record, chunk, views, state)
-                self._renew_copies(record, chunk, views)
+                put_weights(record, chunk, views, weights)
+                self._updates.put_state(record, chunk, views, state)
+                renew_copies(record, chunk, views)
                 self._stagings.begin_write(staging, record, chunk, regions)
             self._stagings.settle()
 
@@ -295,25 +273,8 @@ class DiskStore(WeightStore):
         }
         load_optimizer_state(build_optimizer(self._config, outlines), None, state)
 
-    def _put_state(
-        self, record: Record, chunk: Chunk, views: Views, state: Mapping[str, Mapping[str, Any]]
-    ) -> None:
-        for number, piece in enumerate(chunk):
-            entries = state.get(record.shard.names[piece.position], {})
-            for key in record.state_keys.get(piece.position, ()) if entries else ():
-                if entries[key] is None:  # torch's SGD before its first step
-                    views[number, key].zero_()
-                else:
-                    _copy_part(views[number, key], torch.as_tensor(entries[key]), piece)
-            scalars = self._scalars.get((record.shard.index, piece.position), {})
-            for key, value in scalars.items() if entries else ():
-                # AdamW without bias correction counts from infinity, and stays there.
-                if not (key == "step" and math.isinf(float(value))):
-                    value.copy_(torch.as_tensor(entries[key]))
-
     def close(self) -> None:
-        self._threads.shutdown(wait=True)
-        self._file.close()
+        self._opened.close()
 
 
 def staging_bytes(
@@ -323,9 +284,10 @@ def staging_bytes(
     *,
     copies: Copies,
 ) -> int:
-    """What a store of these weights would take of host memory, without making it."""
+    """What a store of these weights would take of host memory, without making it, where memory is
+    promised."""
     records, _ = _lay_out_all(weights, shards, config, copies, CHUNK_ELEMENTS)
-    return NUM_STAGINGS * largest_chunk_bytes(records) + idle_bytes(records)
+    return stagings_bytes(records, at_most=FEWEST_STAGINGS) + idle_bytes(records)
 
 
 def _lay_out_all(
@@ -346,10 +308,6 @@ def _lay_out_all(
     return records, end
 
 
-def _is_copy(region: str) -> bool:
-    return region.startswith("copy in ")
-
-
 def _by_position(shard: Shard, gradients: Mapping[str, torch.Tensor]) -> dict[int, torch.Tensor]:
     """Row by row, as the file has them."""
     return {i: gradients[n].contiguous() for i, n in enumerate(shard.names) if n in gradients}
@@ -357,11 +315,3 @@ def _by_position(shard: Shard, gradients: Mapping[str, torch.Tensor]) -> dict[in
 
 def _part(tensors: Mapping[int, torch.Tensor], piece: Piece) -> torch.Tensor:
     return tensors[piece.position].view(-1)[piece.start : piece.stop]
-
-
-def _copy_part(target: torch.Tensor, source: torch.Tensor, piece: Piece) -> None:
-    """Fill `target` with the piece's elements of `source`, or with all of it where it is whole."""
-    if target.shape == source.shape:
-        target.copy_(source)
-    else:
-        target.copy_(source.reshape(-1)[piece.start : piece.stop])

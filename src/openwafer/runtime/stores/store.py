@@ -22,6 +22,7 @@ from openwafer.optim.build import build_optimizer, set_learning_rate
 from openwafer.optim.state import load_optimizer_state, optimizer_state
 from openwafer.plan.layers import Layer
 from openwafer.runtime.compiled import CompiledModel, StreamedWeight
+from openwafer.runtime.stores.pinned_memory import PinnedTensors
 
 __all__ = [
     "Copies",
@@ -142,7 +143,9 @@ class RamStore(WeightStore):
 
     Args:
         weights: trained in place.
-        pin: put what is fetched into pinned memory, for a GPU to read.
+        pin: put what is fetched into pinned memory, for a GPU to read: the 16-bit copies, and
+            the weights that have none. Weights that have one, and all optimizer state, stay in
+            ordinary memory; one that a further layer takes as it is, is read there more slowly.
 
     It waits for nothing: beside layers on the same cores an update only slows their products, by
     more than the update takes alone.
@@ -159,13 +162,16 @@ class RamStore(WeightStore):
         copies: Copies | None = None,
         pin: bool = False,
     ) -> None:
-        held = {name: weight.detach() for name, weight in weights.items()}
-        self._weights = {n: w.pin_memory() if pin else w for n, w in held.items()}
+        self._weights = {name: weight.detach() for name, weight in weights.items()}
         self._copies: dict[str, dict[torch.dtype, torch.Tensor]] = {
-            name: {dtype: _copy(self._weights[name], dtype, pin) for dtype in dtypes}
+            name: {dtype: self._weights[name].to(dtype) for dtype in dtypes}
             for name, dtypes in (copies or {}).items()
         }
         self._shards = tuple(shards)
+        self._pinned = PinnedTensors()
+        if pin:
+            for shard in self._shards:
+                self._pin(shard)
         self._parked: dict[int, Mapping[str, torch.Tensor]] = {}
         self._optimizers: dict[int, torch.optim.Optimizer] = {}
         if config is not None:
@@ -173,6 +179,16 @@ class RamStore(WeightStore):
                 if shard.trained:
                     trained = {name: self._weights[name] for name in shard.trained}
                     self._optimizers[shard.index] = build_optimizer(config, trained)
+
+    def _pin(self, shard: Shard) -> None:
+        """Move what is fetched of a shard; what it was in before goes shard by shard."""
+        copies = [(name, dtype) for name in shard.names for dtype in self._copies.get(name, ())]
+        bare = [name for name in shard.names if not self._copies.get(name)]
+        held = [self._copies[name][dtype] for name, dtype in copies]
+        moved = self._pinned.copies_of(held + [self._weights[name] for name in bare])
+        for (name, dtype), tensor in zip(copies, moved, strict=False):
+            self._copies[name][dtype] = tensor
+        self._weights.update(zip(bare, moved[len(copies) :], strict=True))
 
     def fetch(self, wanted: Sequence[StreamedWeight]) -> Fetched:
         return Fetched(tensors=[self._in_dtype(weight) for weight in wanted])
@@ -233,7 +249,5 @@ class RamStore(WeightStore):
             if state and shard.index in self._optimizers:
                 load_optimizer_state(self._optimizers[shard.index], list(shard.trained), state)
 
-
-def _copy(weight: torch.Tensor, dtype: torch.dtype, pin: bool) -> torch.Tensor:
-    copy = weight.to(dtype)
-    return copy.pin_memory() if pin else copy
+    def close(self) -> None:
+        self._pinned.close()

@@ -24,7 +24,7 @@ import torch
 from openwafer.runtime.compiled import CompiledLayer
 from openwafer.runtime.host_threads import OnCallersThread, background_threads
 from openwafer.runtime.memory.account import DeviceMemory
-from openwafer.runtime.stores.device_link import DeviceLink
+from openwafer.runtime.stores.device_link import Delivery, DeviceLink
 from openwafer.runtime.stores.store import Fetched, Shard, WeightStore
 from openwafer.runtime.timing.timeline import NO_RECORDER, Recorder
 from openwafer.runtime.update import Decision, UpdateRule
@@ -50,9 +50,13 @@ class _PendingUpdate:
 class _OnDevice:
     """A layer's weights where it computes."""
 
-    tensors: list[torch.Tensor]
+    delivery: Delivery
     fetched: Fetched
     num_bytes: int
+
+
+_Returned = tuple[str, Mapping[str, torch.Tensor], torch.cuda.Event | None]
+"""A layer's name, its shard's gradients, and the point after which these are complete."""
 
 
 class WeightTraffic:
@@ -115,8 +119,8 @@ class WeightTraffic:
                     requested += 1
                 arrived = ahead.popleft().result()
                 try:
-                    self._link.await_weights(arrived.tensors)
-                    yield index, compiled, arrived.tensors
+                    self._link.await_weights(arrived.delivery)
+                    yield index, compiled, arrived.delivery.tensors
                 finally:
                     self._release(arrived)
         finally:
@@ -145,15 +149,23 @@ class WeightTraffic:
             fetched = self._store.fetch(compiled.streamed)
             num_bytes = _num_bytes(fetched.tensors)
             self._memory.take("weights", num_bytes)
-            tensors = self._link.to_device(fetched.tensors)
+            delivery = self._link.to_device(fetched.tensors)
         self.counters["layers fetched"] += 1
         self.counters["bytes fetched"] += num_bytes
-        return _OnDevice(tensors=tensors, fetched=fetched, num_bytes=num_bytes)
+        return _OnDevice(delivery=delivery, fetched=fetched, num_bytes=num_bytes)
 
     def _release(self, arrived: _OnDevice) -> None:
-        self._link.weights_used(arrived.tensors)
-        self._store.release(arrived.fetched)
+        self._link.weights_used(arrived.delivery)
         self._memory.give("weights", arrived.num_bytes)
+        if self._link.moves and arrived.fetched.buffer is not None:
+            # The device may not have read it yet; the computing thread does not wait for that.
+            self._noted(self._fetching.submit(self._release_copied, arrived))
+        else:
+            self._store.release(arrived.fetched)
+
+    def _release_copied(self, arrived: _OnDevice) -> None:
+        self._link.wait_until_copied(arrived.delivery)
+        self._store.release(arrived.fetched)
 
     # ------------------------------------------------------------------ gradients
 
@@ -161,12 +173,13 @@ class WeightTraffic:
         self, index: int, layer_name: str, gradients: Mapping[str, torch.Tensor], rate: float
     ) -> None:
         """Return a shard's gradients and update it with them."""
-        task = (self._update, index, layer_name, gradients, rate)
-        self._returning.append(self._on_store(*task))
+        returned = (layer_name, gradients, self._link.gradients_ready())
+        self._returning.append(self._on_store(self._update, index, returned, rate))
 
     def park(self, index: int, layer_name: str, gradients: Mapping[str, torch.Tensor]) -> None:
         """Return a shard's gradients, to wait for `decide`."""
-        self._returning.append(self._on_store(self._park, index, layer_name, gradients))
+        returned = (layer_name, gradients, self._link.gradients_ready())
+        self._returning.append(self._on_store(self._park, index, returned))
 
     def decide(self, decision: Decision, rate: float) -> None:
         """What becomes of all parked gradients."""
@@ -178,10 +191,9 @@ class WeightTraffic:
             self._returning.popleft().exception()
         self._raise_failure()
 
-    def _update(
-        self, index: int, layer_name: str, gradients: Mapping[str, torch.Tensor], rate: float
-    ) -> None:
-        on_host = self._return(layer_name, gradients)
+    def _update(self, index: int, returned: _Returned, rate: float) -> None:
+        layer_name, gradients, _ = returned
+        on_host = self._return(*returned)
         assert self._rule is not None
         with self._recorder.span("update", layer_name):
             rule = self._rule
@@ -190,18 +202,22 @@ class WeightTraffic:
             )
         self._memory.give("gradients", _num_bytes(list(gradients.values())))
 
-    def _park(self, index: int, layer_name: str, gradients: Mapping[str, torch.Tensor]) -> None:
-        on_host = self._return(layer_name, gradients)
+    def _park(self, index: int, returned: _Returned) -> None:
+        layer_name, gradients, _ = returned
+        on_host = self._return(*returned)
         with self._recorder.span("return", layer_name, "parked"):
             self._store.park(self._shards[index], on_host)
         self._parked[index] = layer_name
         self._memory.give("gradients", _num_bytes(list(gradients.values())))
 
     def _return(
-        self, layer_name: str, gradients: Mapping[str, torch.Tensor]
+        self,
+        layer_name: str,
+        gradients: Mapping[str, torch.Tensor],
+        ready: torch.cuda.Event | None,
     ) -> dict[str, torch.Tensor]:
         with self._recorder.span("return", layer_name):
-            on_host = self._link.to_host(gradients)
+            on_host = self._link.to_host(gradients, ready)
         self.counters["bytes returned"] += _num_bytes(list(on_host.values()))
         return on_host
 
