@@ -165,12 +165,10 @@ def test_input_functions_that_fail_show_their_line(tmp_path: Path) -> None:
         estimator(model_fn, tmp_path).train(lambda: [1], steps=1)
 
 
-def test_hooks_and_missing_checkpoints(tmp_path: Path) -> None:
+def test_hooks_and_damaged_checkpoints(tmp_path: Path) -> None:
     model_fn = model_with(lambda loss, step: sgd().minimize(loss, step))
     with pytest.raises(ConfigError, match="hook of type object"):
         estimator(model_fn, tmp_path).train(data, hooks=[object()], steps=1)
-    with pytest.raises(ConfigError, match="no trained model"):
-        estimator(model_fn, tmp_path).evaluate(data, steps=1, use_cs=True)
     estimator(model_fn, tmp_path).train(data, steps=1)
     for file in tmp_path.glob("model.ckpt-1.data*"):
         file.write_bytes(file.read_bytes()[:3])
