@@ -17,9 +17,8 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.timed_child import serve_steps
-from benchmarks.weight_streaming_xl_side import make_ours
+from benchmarks.weight_streaming_xl_side import make_ours, summarized_step
 from openwafer.frontends.torch.streaming_setup import StreamingRules
-from openwafer.runtime.executor import Executor
 from openwafer.runtime.timing.summary import RunSummary
 from openwafer.runtime.timing.timeline import Timeline
 from openwafer.zoo import build
@@ -155,12 +154,10 @@ def _resident_step(setting: Setting, layers: int) -> Step:
 
 
 def _streamed_step(setting: Setting, layers: int) -> Step:
-    """A step ends when every weight is updated: else the last update would go on beside whatever
-    is measured next."""
     summary = RunSummary(on_disk=False)
     timeline = Timeline([summary])
     batches = make_batches(setting)
-    executor: Executor = make_ours(
+    executor = make_ours(
         make_model(setting, layers),
         "weight_streaming",
         StreamingRules(
@@ -171,17 +168,8 @@ def _streamed_step(setting: Setting, layers: int) -> Step:
         device=torch.device(setting.device),
     )
 
-    def step(number: int) -> dict[str, object]:
-        timeline.begin_step(number)
-        loss = float(executor.train_step(batches, step=number).loss)
-        executor.borrowed_state()  # waits for the updates
-        timeline.end_step()
-        told = summary.result(
-            prefetch_depth=timeline.prefetch_depth, returns_waiting=timeline.returns_waiting
-        )
-        return {"loss": loss, "line": told.line if told else "", **_finished(setting)}
-
-    return step
+    step = summarized_step(executor, batches, summary, timeline)
+    return lambda number: {**step(number), **_finished(setting)}
 
 
 def _finished(setting: Setting) -> dict[str, object]:

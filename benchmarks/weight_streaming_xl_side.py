@@ -162,8 +162,6 @@ def _make_step(side: str, layers: int, folder: Path, limit_bytes: int | None) ->
 
 
 def _streamed_step(layers: int, folder: Path, limit_bytes: int | None) -> Step:
-    """A step ends when every weight is updated: else the last update would go on beside whatever
-    is measured next."""
     rules = StreamingRules(
         weight_store=f"disk:{folder}",
         device_memory_bytes=limit_bytes,
@@ -175,6 +173,18 @@ def _streamed_step(layers: int, folder: Path, limit_bytes: int | None) -> Step:
         model = make_model(layers)
     batches = make_batches(50257)
     executor = make_ours(model, "weight_streaming", rules, batches, recorder=timeline)
+
+    return summarized_step(executor, batches, summary, timeline)
+
+
+def summarized_step(
+    executor: Executor,
+    batches: Sequence[dict[str, torch.Tensor]],
+    summary: RunSummary,
+    timeline: Timeline,
+) -> Step:
+    """A streamed step and its summary line. It ends when every weight is updated: else the last
+    update would go on beside whatever is measured next."""
 
     def step(number: int) -> dict[str, object]:
         timeline.begin_step(number)

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-__all__ = ["FileStamp", "MappedFile", "place_of"]
+__all__ = ["FileStamp", "MappedFile", "place_of", "read_only_bytes"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +61,14 @@ class MappedFile:
 
     def view(self, start: int, num_bytes: int) -> torch.Tensor:
         """Some bytes [num_bytes], at least one, uint8: not to be written to."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it cannot be written to is what is wanted
-            return torch.frombuffer(self._map, dtype=torch.uint8, offset=start, count=num_bytes)
+        return read_only_bytes(self._map, start, num_bytes)
+
+
+def read_only_bytes(memory: mmap.mmap, start: int, num_bytes: int) -> torch.Tensor:
+    """Some bytes of a mapping that cannot be written to [num_bytes], at least one, uint8."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it cannot be written to is what is wanted
+        return torch.frombuffer(memory, dtype=torch.uint8, offset=start, count=num_bytes)
 
 
 def place_of(tensor: torch.Tensor) -> tuple[FileStamp, int] | None:

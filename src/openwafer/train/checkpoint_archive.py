@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import mmap
 import pickle
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, cast
 
@@ -17,6 +16,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from openwafer.runtime.elsewhere import bytes_of, is_elsewhere
+from openwafer.runtime.mapped_file import read_only_bytes
 
 __all__ = ["num_bytes_of", "save_archive", "storage_key", "tensors_in"]
 
@@ -135,6 +135,4 @@ class _Gathered:
 def _unread(num_bytes: int) -> torch.Tensor:
     """So many bytes of addresses, without memory."""
     view = mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it cannot be written to is what is wanted
-        return torch.frombuffer(view, dtype=torch.uint8)
+    return read_only_bytes(view, 0, num_bytes)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import torch
 
 from openwafer.runtime.memory.account import cuda_number
+from openwafer.runtime.stores.one_block import in_one_block
 
 __all__ = ["CudaLink", "Delivery", "DeviceLink", "HostLink", "link_to"]
 
@@ -138,28 +139,12 @@ class CudaLink(DeviceLink):
     def to_device(self, weights: Sequence[torch.Tensor]) -> Delivery:
         # A thread begins with device 0, which need not be this process's.
         with torch.cuda.device(self._device), torch.cuda.stream(self._incoming):
-            tensors = self._room_for(weights)
+            _, tensors = in_one_block(weights, self._room, alignment_bytes=_ALIGNMENT_BYTES)
             for target, weight in zip(tensors, weights, strict=True):
                 target.copy_(weight, non_blocking=True)
             arrived = torch.cuda.Event(blocking=True)
             arrived.record(self._incoming)
         return Delivery(tensors=tensors, arrived=arrived)
-
-    def _room_for(self, weights: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Tensors like these on the device, in one block."""
-        layouts = [torch.empty_like(weight, device="meta") for weight in weights]
-        starts: list[int] = []
-        end = 0
-        for layout in layouts:
-            starts.append(end)
-            end += -(-layout.nbytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-        block = torch.empty(end, dtype=torch.uint8, device=self._device)
-        return [
-            block[start : start + layout.nbytes]
-            .view(layout.dtype)
-            .as_strided(layout.shape, layout.stride())
-            for start, layout in zip(starts, layouts, strict=True)
-        ]
 
     def await_weights(self, delivery: Delivery) -> None:
         assert delivery.arrived is not None
@@ -194,6 +179,9 @@ class CudaLink(DeviceLink):
             copied.record(self._outgoing)
         copied.synchronize()
         return on_host
+
+    def _room(self, num_bytes: int) -> torch.Tensor:
+        return torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
 
     def _computing(self) -> torch.cuda.Stream:
         return torch.cuda.current_stream(self._device)

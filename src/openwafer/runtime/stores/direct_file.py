@@ -16,7 +16,6 @@ import mmap
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -26,6 +25,7 @@ import torch
 
 from openwafer.errors import PlanError
 from openwafer.runtime.host_threads import background_threads
+from openwafer.runtime.mapped_file import read_only_bytes
 
 __all__ = [
     "ALIGNMENT_BYTES",
@@ -168,9 +168,7 @@ class DirectFile:
         view = mmap.mmap(
             self._file, offset - start + num_bytes, mmap.MAP_SHARED, mmap.PROT_READ, offset=start
         )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that it is not writable is what is wanted
-            return torch.frombuffer(view, dtype=torch.uint8, offset=offset - start, count=num_bytes)
+        return read_only_bytes(view, offset - start, num_bytes)
 
     def forget_cached(self) -> None:
         """Drop what reading `mapped` bytes left in the page cache."""

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 import torch
 
 from openwafer.errors import PlanError
-from openwafer.runtime.stores.direct_file import aligned, aligned_buffer
+from openwafer.runtime.stores.direct_file import aligned_buffer
+from openwafer.runtime.stores.one_block import in_one_block
 
 __all__ = ["PinnedTensors", "pinned_buffer", "unpin"]
 
@@ -67,16 +68,10 @@ class PinnedTensors:
 
     def copies_of(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The same values, side by side in pages of their own."""
-        layouts = [torch.empty_like(tensor, device="meta") for tensor in tensors]
-        sizes = [-(-layout.nbytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES for layout in layouts]
-        buffer = pinned_buffer(aligned(sum(sizes)))
+        buffer, copies = in_one_block(tensors, pinned_buffer, alignment_bytes=_ALIGNMENT_BYTES)
         self._buffers.append(buffer)
-        copies: list[torch.Tensor] = []
-        start = 0
-        for tensor, layout, size in zip(tensors, layouts, sizes, strict=True):
-            part = buffer[start : start + layout.nbytes].view(layout.dtype)
-            copies.append(part.as_strided(layout.shape, layout.stride()).copy_(tensor))
-            start += size
+        for copy, tensor in zip(copies, tensors, strict=True):
+            copy.copy_(tensor)
         return copies
 
     def close(self) -> None:
