@@ -8,6 +8,7 @@ turn, so that both see the same machine. What a child prints is kept for when it
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -18,7 +19,10 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-__all__ = ["ChildError", "TimedChild", "serve_steps"]
+__all__ = ["ChildError", "Step", "TimedChild", "serve_steps"]
+
+Step = Callable[[int], Mapping[str, Any]]
+"""Takes the step of this number, from 0; gives its loss, and what else there is to tell."""
 
 _CHANNEL = "BENCHMARK_CHANNEL"
 
@@ -91,13 +95,14 @@ class TimedChild:
         return self._printed.read().decode(errors="replace")[-2000:]
 
 
-def serve_steps(step: Callable[[], Mapping[str, Any]]) -> None:
+def serve_steps(step: Step) -> None:
     """In the child: take a step whenever asked, until the other side is gone."""
     asked, answer = (int(number) for number in os.environ[_CHANNEL].split(","))
+    numbers = itertools.count()
     with os.fdopen(answer, "w", encoding="utf-8") as writer:
         while os.read(asked, 1):
             start = time.perf_counter()
-            given = step()
+            given = step(next(numbers))
             seconds = time.perf_counter() - start
             writer.write(json.dumps({"seconds": seconds, **given}) + "\n")
             writer.flush()

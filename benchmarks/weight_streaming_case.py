@@ -1,6 +1,7 @@
 """What a case of the weight streaming benchmark gives, and how two sides are compared.
 
-Decides the result's form, the alternation and the medians. What a side runs is in its own module.
+Decides the result's form, the alternation and the medians, and how times of models that fit stand
+for a model that does not. What a side runs is in its own module.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 
 from benchmarks.timed_child import TimedChild
 
-__all__ = ["CaseResult", "machine", "step_seconds"]
+__all__ = ["CaseResult", "carried_on", "machine", "step_seconds"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +53,18 @@ def machine() -> str:
     processor = names[0] if names else platform.processor()
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return f"{processor}, {os.cpu_count()} cores, {memory_gib:.0f} GiB, torch {torch.__version__}"
+
+
+def carried_on(seconds: tuple[float, float], layers: tuple[int, int], all_layers: int) -> float:
+    """What a step of all layers would take, had they fitted: that of the model of few layers, and
+    for every further layer the time that one adds.
+
+    Args:
+        seconds: a step of the model of few layers, and of the one of more.
+        layers: of these two.
+    """
+    (few_seconds, more_seconds), (few, more) = seconds, layers
+    return few_seconds + (all_layers - few) * (more_seconds - few_seconds) / (more - few)
 
 
 def step_seconds(

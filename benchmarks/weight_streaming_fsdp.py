@@ -66,7 +66,7 @@ def main() -> None:
     model = _sharded(make_model())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
 
-    def step() -> dict[str, float]:
+    def step(_: int) -> dict[str, float]:
         loss = model(**batch)
         loss.backward()
         optimizer.step()

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.timed_child import TimedChild
-from benchmarks.weight_streaming_case import CaseResult
+from benchmarks.weight_streaming_case import CaseResult, carried_on
 from benchmarks.weight_streaming_gpu_side import SETTINGS, Setting
 
 __all__ = ["available", "run"]
@@ -46,8 +46,7 @@ class _Round:
 
     def resident(self, setting: Setting) -> float:
         """A step of all layers, had they fitted."""
-        added = (self.more - self.few) / (setting.more - setting.few)
-        return self.few + (setting.layers - setting.few) * added
+        return carried_on((self.few, self.more), (setting.few, setting.more), setting.layers)
 
     def share_of_peak(self, setting: Setting) -> float:
         return setting.step_flops(setting.layers) / self.streamed / statistics.mean(self.peak)

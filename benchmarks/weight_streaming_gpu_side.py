@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from benchmarks.timed_child import serve_steps
+from benchmarks.timed_child import Step, serve_steps
+from benchmarks.weight_streaming_batches import make_batches
 from benchmarks.weight_streaming_xl_side import make_ours, summarized_step
 from openwafer.frontends.torch.streaming_setup import StreamingRules
 from openwafer.runtime.timing.summary import RunSummary
@@ -24,9 +25,7 @@ from openwafer.runtime.timing.timeline import Timeline
 from openwafer.zoo import build
 from openwafer.zoo.model import ModelConfig, ZooModel
 
-__all__ = ["SETTINGS", "Setting", "make_batches", "make_model"]
-
-Step = Callable[[int], dict[str, object]]
+__all__ = ["SETTINGS", "Setting", "make_model", "microbatches"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,18 +102,9 @@ def make_model(setting: Setting, layers: int) -> ZooModel[ModelConfig]:
     return build(setting.model, layers=layers, **sizes)
 
 
-def make_batches(setting: Setting) -> list[dict[str, torch.Tensor]]:
-    """One sequence each, random tokens."""
-    torch.manual_seed(2)
-    shape = (1, setting.sequence)
-    return [
-        {
-            "input_ids": torch.randint(0, setting.vocabulary, shape),
-            "attention_mask": torch.ones(shape, dtype=torch.int64),
-            "labels": torch.randint(0, setting.vocabulary, shape),
-        }
-        for _ in range(setting.microbatches)
-    ]
+def microbatches(setting: Setting) -> list[dict[str, torch.Tensor]]:
+    """Of one update, one sequence each."""
+    return make_batches(setting.microbatches, (1, setting.sequence), setting.vocabulary)
 
 
 def main() -> None:
@@ -127,18 +117,11 @@ def main() -> None:
     setting = SETTINGS[arguments.setting]
     layers = arguments.layers or setting.layers
     make = {"streamed": _streamed_step, "resident": _resident_step}[arguments.side]
-    take, count = make(setting, layers), 0
-
-    def one_step() -> dict[str, object]:
-        nonlocal count
-        count += 1
-        return take(count - 1)
-
-    serve_steps(one_step)
+    serve_steps(make(setting, layers))
 
 
 def _resident_step(setting: Setting, layers: int) -> Step:
-    batches = make_batches(setting)
+    batches = microbatches(setting)
     executor = make_ours(
         make_model(setting, layers),
         "layer_pipelined",
@@ -156,7 +139,7 @@ def _resident_step(setting: Setting, layers: int) -> Step:
 def _streamed_step(setting: Setting, layers: int) -> Step:
     summary = RunSummary(on_disk=False)
     timeline = Timeline([summary])
-    batches = make_batches(setting)
+    batches = microbatches(setting)
     executor = make_ours(
         make_model(setting, layers),
         "weight_streaming",

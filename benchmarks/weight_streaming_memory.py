@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.weight_streaming_batches import make_batches
 from benchmarks.weight_streaming_case import CaseResult
 from benchmarks.weight_streaming_xl_side import make_ours
 from openwafer.frontends.torch.streaming_setup import StreamingRules
@@ -82,14 +83,9 @@ class _Watch(threading.Thread):
 
 def _train(policy: Policy, layers: int) -> float:
     """Two steps; the peak in MiB."""
+    batches = make_batches(1, (1, SEQUENCE), 50257)
     torch.manual_seed(1)
     rates = {"dropout_rate": 0.0, "attention_dropout_rate": 0.0}
-    shape = (1, SEQUENCE)
-    batch = {
-        "input_ids": torch.randint(0, 50257, shape),
-        "attention_mask": torch.ones(shape, dtype=torch.int64),
-        "labels": torch.randint(0, 50257, shape),
-    }
     with tempfile.TemporaryDirectory() as folder:
         with WeightsInFiles(Path(folder)):
             model = build("gpt2/small", layers=layers, max_position_embeddings=SEQUENCE, **rates)
@@ -97,11 +93,11 @@ def _train(policy: Policy, layers: int) -> float:
             weight_store=f"disk:{folder}", device_memory_bytes=BUDGET_BYTES, activations=policy
         )
         # `auto` would compile the deeper models alone, so that their peaks could not be compared.
-        executor = make_ours(model, "weight_streaming", rules, [batch], layer_compiler="eager")
+        executor = make_ours(model, "weight_streaming", rules, batches, layer_compiler="eager")
         watch = _Watch()
         watch.start()
         for step in range(2):
-            executor.train_step([batch], step=step)
+            executor.train_step(batches, step=step)
         watch.over.set()
         watch.join()
         executor.close()

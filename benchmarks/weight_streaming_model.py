@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from benchmarks.weight_streaming_batches import make_batches
 from openwafer.zoo import build
 
 __all__ = ["SEQUENCE", "make_batch", "make_model"]
@@ -22,12 +23,6 @@ def make_model(**overrides: object) -> nn.Module:
     return build("gpt2/small", **{**sizes, "max_position_embeddings": SEQUENCE, **overrides})
 
 
-def make_batch(batch_size: int, vocab_size: int = 50257) -> dict[str, torch.Tensor]:
+def make_batch(batch_size: int) -> dict[str, torch.Tensor]:
     """Random next-token prediction, [batch_size, SEQUENCE]."""
-    torch.manual_seed(2)
-    shape = (batch_size, SEQUENCE)
-    return {
-        "input_ids": torch.randint(0, vocab_size, shape),
-        "attention_mask": torch.ones(shape, dtype=torch.int64),
-        "labels": torch.randint(0, vocab_size, shape),
-    }
+    return make_batches(1, (batch_size, SEQUENCE), 50257)[0]

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from benchmarks.timed_child import serve_steps
+from benchmarks.timed_child import Step, serve_steps
 from benchmarks.weight_streaming_model import make_batch, make_model
 from openwafer.config.hyperparameters import AdamWOptions
 from openwafer.config.optimizer import OptimizerConfig
@@ -29,8 +29,6 @@ from openwafer.runtime.timing.timeline import NO_RECORDER, Recorder
 
 __all__ = ["OURS", "PLAIN", "make_side"]
 
-Step = Callable[[], float]
-
 LEARNING_RATE = 1e-4
 OURS = ("resident", "ram", "disk")
 PLAIN = ("eager", "compile")
@@ -40,7 +38,7 @@ PLAIN = ("eager", "compile")
 def make_side(
     name: str, batch_size: int, *, recorder: Recorder = NO_RECORDER, **model_changes: object
 ) -> Generator[Step]:
-    """A function that takes one training step and gives its loss.
+    """A function that takes the training step of a number and gives its loss.
 
     Args:
         name: one of `OURS` or `PLAIN`.
@@ -60,13 +58,13 @@ def _plain(model: torch.nn.Module, batch: dict[str, torch.Tensor], *, compiled: 
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
     called = torch.compile(model) if compiled else model
 
-    def step() -> float:
+    def step(_: int) -> dict[str, object]:
         with torch.autocast("cpu", torch.bfloat16):
             loss = called(**batch)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return float(loss)
+        return {"loss": float(loss)}
 
     return step
 
@@ -103,13 +101,9 @@ def _ours(
         recorder=recorder,
     )
     executor = make_executor(compiled, None, {"model": model}, rules)
-    steps = 0
 
-    def step() -> float:
-        nonlocal steps
-        result = executor.train_step([batch], step=steps)
-        steps += 1
-        return float(result.loss)
+    def step(number: int) -> dict[str, object]:
+        return {"loss": float(executor.train_step([batch], step=number).loss)}
 
     try:
         yield step
@@ -123,7 +117,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, required=True)
     arguments = parser.parse_args()
     with make_side(arguments.side, arguments.batch_size) as step:
-        serve_steps(lambda: {"loss": step()})
+        serve_steps(step)
 
 
 if __name__ == "__main__":

@@ -59,15 +59,12 @@ def main() -> None:
     arguments = parser.parse_args()
     predicts, measures = (RunSummary(on_disk=arguments.store == "disk") for _ in range(2))
     timeline = Timeline([_Turns(predicts, measures)])
-    steps = 0
     with make_side(arguments.store, arguments.batch_size, recorder=timeline) as take_step:
 
-        def step() -> Mapping[str, Any]:
-            nonlocal steps
-            timeline.begin_step(steps)
-            take_step()
+        def step(number: int) -> Mapping[str, Any]:
+            timeline.begin_step(number)
+            take_step(number)
             timeline.end_step()
-            steps += 1
             one, other = (
                 summary.result(
                     prefetch_depth=timeline.prefetch_depth,

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.timed_child import ChildError, TimedChild
-from benchmarks.weight_streaming_case import CaseResult
+from benchmarks.weight_streaming_case import CaseResult, carried_on
 from benchmarks.weight_streaming_xl_products import product_seconds
 from benchmarks.weight_streaming_xl_side import MICROBATCHES, SEQUENCE
 
@@ -48,7 +48,7 @@ class _Round:
     @property
     def resident(self) -> float:
         """A step of all layers, had they fitted."""
-        return self.few + (LAYERS - FEW) * (self.more - self.few) / (MORE - FEW)
+        return carried_on((self.few, self.more), (FEW, MORE), LAYERS)
 
     @property
     def limit_share(self) -> float:

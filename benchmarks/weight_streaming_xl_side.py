@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import logging
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from benchmarks.timed_child import serve_steps
+from benchmarks.timed_child import Step, serve_steps
+from benchmarks.weight_streaming_batches import make_batches
 from openwafer.config.byte_size import parse_bytes
 from openwafer.config.hyperparameters import AdamWOptions
 from openwafer.config.optimizer import OptimizerConfig
@@ -45,9 +46,6 @@ MICROBATCHES = 4
 LEARNING_RATE = 1e-4
 SIDES = ("streamed", "resident", "plain")
 
-Step = Callable[[int], dict[str, object]]
-"""Takes the step of this number, from 0; gives its loss, and what else there is to tell."""
-
 
 def make_model(layers: int) -> Model:
     """XL's sizes, without dropout, the same weights every time."""
@@ -55,18 +53,9 @@ def make_model(layers: int) -> Model:
     return build("gpt2/xl", layers=layers, dropout_rate=0.0, attention_dropout_rate=0.0)
 
 
-def make_batches(vocab_size: int) -> list[dict[str, torch.Tensor]]:
-    """One sequence each, random tokens."""
-    torch.manual_seed(2)
-    shape = (1, SEQUENCE)
-    return [
-        {
-            "input_ids": torch.randint(0, vocab_size, shape),
-            "attention_mask": torch.ones(shape, dtype=torch.int64),
-            "labels": torch.randint(0, vocab_size, shape),
-        }
-        for _ in range(MICROBATCHES)
-    ]
+def microbatches() -> list[dict[str, torch.Tensor]]:
+    """Of one update, one sequence each."""
+    return make_batches(MICROBATCHES, (1, SEQUENCE), 50257)
 
 
 def make_ours(
@@ -112,7 +101,7 @@ def make_ours(
 def plain_step(model: Model) -> Step:
     """What a PyTorch user writes."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, fused=True)
-    batches = make_batches(50257)
+    batches = microbatches()
 
     def step(_: int) -> dict[str, object]:
         total = 0.0
@@ -139,15 +128,7 @@ def main() -> None:
     limit = None if arguments.limit is None else parse_bytes(arguments.limit)
     if limit is not None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    count = 0
-    take = _make_step(arguments.side, arguments.layers, arguments.folder, limit)
-
-    def one_step() -> dict[str, object]:
-        nonlocal count
-        count += 1
-        return take(count - 1)
-
-    serve_steps(one_step)
+    serve_steps(_make_step(arguments.side, arguments.layers, arguments.folder, limit))
 
 
 def _make_step(side: str, layers: int, folder: Path, limit_bytes: int | None) -> Step:
@@ -155,7 +136,7 @@ def _make_step(side: str, layers: int, folder: Path, limit_bytes: int | None) ->
         return plain_step(make_model(layers))
     if side == "streamed":
         return _streamed_step(layers, folder, limit_bytes)
-    batches = make_batches(50257)
+    batches = microbatches()
     rules = StreamingRules(num_microbatches=MICROBATCHES)
     executor = make_ours(make_model(layers), "layer_pipelined", rules, batches)
     return lambda number: {"loss": float(executor.train_step(batches, step=number).loss)}
@@ -171,7 +152,7 @@ def _streamed_step(layers: int, folder: Path, limit_bytes: int | None) -> Step:
     timeline = Timeline([summary])
     with WeightsInFiles(folder):
         model = make_model(layers)
-    batches = make_batches(50257)
+    batches = microbatches()
     executor = make_ours(model, "weight_streaming", rules, batches, recorder=timeline)
 
     return summarized_step(executor, batches, summary, timeline)

@@ -59,6 +59,20 @@ def test_a_model_that_does_not_fit_trains_within_the_limit(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+def test_compiled_layers_keep_their_blocks_within_the_limit(tmp_path: Path) -> None:
+    """With the pool of large blocks, and the compiler in the same process."""
+    found = train(
+        1700,
+        tmp_path,
+        *("--set", "runconfig.layer_compiler=inductor"),
+        *("--cs_ip", "local", "--execution_mode", "weight_streaming"),
+        *("--weight_store", f"disk:{tmp_path / 'store'}", "--device_memory", "1700MiB"),
+    )
+    assert found.returncode == 0, found.stderr[-3000:]
+    assert "does not compile" not in found.stderr + found.stdout
+
+
+@pytest.mark.slow
 def test_what_cannot_fit_is_said_before_anything_runs(tmp_path: Path) -> None:
     found = train(
         4000,

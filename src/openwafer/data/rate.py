@@ -7,11 +7,11 @@ for starting processes). Does not decide what a run does about it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-import torch
+from openwafer.nested import tensors_in
 
 __all__ = ["InputRate", "measure_rate"]
 
@@ -45,7 +45,7 @@ def measure_rate(
     began = first = time.perf_counter()
     first_samples = first_bytes = 0
     for batch in batches:
-        tensors = list(_tensors(batch))
+        tensors = list(tensors_in(batch))
         num_samples += tensors[0].shape[0] if tensors and tensors[0].ndim else 1
         num_bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         num_batches += 1
@@ -64,14 +64,3 @@ def measure_rate(
         num_batches=num_batches,
         seconds=seconds,
     )
-
-
-def _tensors(batch: Any) -> Iterable[torch.Tensor]:
-    if isinstance(batch, torch.Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        for value in cast("Mapping[object, object]", batch).values():
-            yield from _tensors(value)
-    elif isinstance(batch, (list, tuple)):
-        for value in cast("list[object]", batch):
-            yield from _tensors(value)

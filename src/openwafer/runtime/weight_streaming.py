@@ -23,6 +23,7 @@ from openwafer.runtime.gradients import add_gradients
 from openwafer.runtime.inspect import first_nonfinite, nonfinite_loss
 from openwafer.runtime.memory.account import DeviceMemory
 from openwafer.runtime.memory.activations import Activations, LiveTensors, Policy
+from openwafer.runtime.memory.block_pool import BlockPool
 from openwafer.runtime.memory.spill import Spill
 from openwafer.runtime.replica import Replica
 from openwafer.runtime.stores.device_link import link_to
@@ -47,6 +48,7 @@ class StreamingOptions:
     recorder: is told what happens when.
     replica: which part of a step this process has.
     temporaries: around a layer's functions where nothing that they make stays for long.
+    pool: of large blocks; keeps none once the executor is closed.
     """
 
     prefetch_depth: int = 1
@@ -57,6 +59,7 @@ class StreamingOptions:
     recorder: Recorder = NO_RECORDER
     replica: Replica = field(default_factory=Replica)
     temporaries: Callable[[], AbstractContextManager[None]] = nullcontext
+    pool: BlockPool | None = None
 
 
 @dataclass(slots=True)
@@ -354,6 +357,8 @@ class WeightStreaming(Executor):
         self._memory.give_all("store")
         if self._options.spill is not None:
             self._options.spill.close()
+        if self._options.pool is not None:
+            self._options.pool.close()
 
 
 def _num_bytes(tensor: torch.Tensor) -> int:

@@ -51,8 +51,14 @@ _JOB_ID = "SLURM_JOB_ID"
 _NUM_NODES = "SLURM_NNODES"
 _NODE = "SLURMD_NODENAME"
 _LOCAL_RANK = "SLURM_LOCALID"
-# Only to tell one run of a job from the next, for the name of the secret's file.
-_RUN_PARTS = ("SLURM_STEP_ID", "SLURM_RESTART_COUNT")
+# What tells a run from every other one of this user, for the name of the secret's file. Only what
+# srun gives all tasks of a step alike: SLURM_SRUN_COMM_PORT and _HOST can differ between nodes. The
+# start time is there since SLURM 23.02; before, and after, the port that srun itself listens at
+# (of random choice) tells a job from an earlier one of the same number.
+_RUN_PARTS = (_JOB_ID, "SLURM_STEP_ID", "SLURM_RESTART_COUNT", "SLURM_CLUSTER_NAME")
+_LAUNCH_PARTS = ("SLURM_JOB_START_TIME", "SLURM_STEP_LAUNCHER_PORT")
+# Set in a heterogeneous job, whose components have start times and launcher ports of their own.
+_NUM_COMPONENTS = "SLURM_HET_SIZE"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,8 +143,11 @@ def _number(variables: Mapping[str, str], name: str) -> int:
 
 
 def _default_secret_file(variables: Mapping[str, str]) -> Path:
-    """In the home folder, which the nodes of a cluster share; one name per run of a job step."""
-    parts = [variables.get(name, "") or "0" for name in (_JOB_ID, *_RUN_PARTS)]
+    """In the home folder, which the nodes of a cluster share. The name is the same in all tasks of
+    a run, and no earlier run's, as far as the variables tell: what a killed run left there (the
+    file where computing processes meet bears this name too) is not found by a later one."""
+    names = _RUN_PARTS if variables.get(_NUM_COMPONENTS) else (*_RUN_PARTS, *_LAUNCH_PARTS)
+    parts = [variables.get(name, "") or "0" for name in names]
     name = "-".join(re.sub(r"[^A-Za-z0-9_.]", "_", part) for part in parts)
     return Path.home() / ".openwafer" / f"run-{name}.secret"
 

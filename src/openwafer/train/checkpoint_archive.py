@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import mmap
 import pickle
-from collections.abc import Iterator, Mapping
 from typing import IO, Any, cast
 
 import torch
 from torch.utils import _pytree as pytree
 
+from openwafer.nested import tensors_in
 from openwafer.runtime.elsewhere import bytes_of, is_elsewhere
 from openwafer.runtime.mapped_file import read_only_bytes
 
-__all__ = ["num_bytes_of", "save_archive", "storage_key", "tensors_in"]
+__all__ = ["num_bytes_of", "save_archive", "storage_key"]
 
 
 def num_bytes_of(contents: object) -> int:
@@ -32,18 +32,6 @@ def storage_key(tensor: torch.Tensor) -> int:
     tells storages apart by."""
     storage: Any = tensor.untyped_storage()
     return int(storage._cdata)
-
-
-def tensors_in(value: object) -> Iterator[torch.Tensor]:
-    """All tensors in nested dicts, lists and tuples, in the order in which pickle comes to them."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in cast("Mapping[object, object]", value).values():
-            yield from tensors_in(item)
-    elif isinstance(value, (list, tuple)):
-        for item in cast("list[object]", value):
-            yield from tensors_in(item)
 
 
 def save_archive(contents: dict[str, Any], file: IO[bytes]) -> None:

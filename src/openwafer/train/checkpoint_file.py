@@ -29,14 +29,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from openwafer.errors import CheckpointError
+from openwafer.nested import tensors_in
 from openwafer.runtime.elsewhere import is_elsewhere
 from openwafer.runtime.mapped_file import MappedFile
-from openwafer.train.checkpoint_archive import (
-    num_bytes_of,
-    save_archive,
-    storage_key,
-    tensors_in,
-)
+from openwafer.train.checkpoint_archive import num_bytes_of, save_archive, storage_key
 
 __all__ = ["DamagedCheckpointError", "read_file", "verify_file", "write_file"]
 

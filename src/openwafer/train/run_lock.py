@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from openwafer.errors import ConfigError
+from openwafer.train.run_folder import in_run_folder
 
 __all__ = ["LOCK_NAME", "training_lock"]
 
@@ -47,15 +48,9 @@ def training_lock(model_dir: Path) -> Generator[None]:
         ConfigError: another training has it, or the folder cannot be written.
     """
     path = model_dir / LOCK_NAME
-    try:
+    with in_run_folder(path):
         model_dir.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise ConfigError(
-            f"the run's folder cannot be written: {error.strerror}",
-            where=str(path),
-            hint="another --model_dir",
-        ) from error
     _files.add(file)
     try:
         if _is_taken(file, model_dir):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from openwafer.errors import ConfigError, LaunchError
@@ -40,7 +42,60 @@ def test_the_secrets_file() -> None:
     assert own.secret_file is not None
     assert own.secret_file.parent.name == ".openwafer"
     assert not own.secret_is_given
-    assert own.secret_file != environment(SLURM_STEP_ID="3", **two).secret_file
+    assert not set(own.secret_file.name) & set("/ ")
+
+
+SRUN = {
+    "SLURM_JOB_ID": "42",
+    "SLURM_NTASKS": "2",
+    "SLURM_STEP_ID": "0",
+    "SLURM_CLUSTER_NAME": "north",
+    "SLURM_JOB_START_TIME": "1790000000",
+    "SLURM_STEP_LAUNCHER_PORT": "40067",
+}
+"""What srun of SLURM 23.02 and later gives all tasks of a step alike."""
+
+
+def secret_names(shared: dict[str, str]) -> set[Path | None]:
+    """As the two tasks of one run call it, on two nodes."""
+    own = (
+        {"SLURMD_NODENAME": "n1", "SLURM_SRUN_COMM_PORT": "40067", "SLURM_TASK_PID": "811"},
+        {"SLURMD_NODENAME": "n2", "SLURM_SRUN_COMM_PORT": "40068", "SLURM_TASK_PID": "97"},
+    )
+    places = [environment(SLURM_PROCID=str(i), **shared, **own[i]) for i in range(2)]
+    return {place.secret_file for place in places}
+
+
+@pytest.mark.parametrize(
+    "later",
+    [
+        {"SLURM_JOB_ID": "43"},
+        {"SLURM_STEP_ID": "1"},
+        {"SLURM_RESTART_COUNT": "1", "SLURM_JOB_START_TIME": "1790000000"},
+        {"SLURM_CLUSTER_NAME": "south"},
+        {"SLURM_JOB_START_TIME": "1790000999"},
+        {"SLURM_STEP_LAUNCHER_PORT": "35441"},
+    ],
+)
+@pytest.mark.parametrize("missing", [None, "SLURM_JOB_START_TIME", "SLURM_CLUSTER_NAME"])
+def test_no_run_finds_what_an_earlier_one_left(later: dict[str, str], missing: str | None) -> None:
+    """A recurring job number, another cluster, a requeued job: each has a name of its own, on which
+    its own tasks agree, also where SLURM does not set all of the variables."""
+    first = {name: value for name, value in SRUN.items() if name != missing}
+    second = {name: value for name, value in (SRUN | later).items() if name != missing}
+    names = secret_names(first), secret_names(second)
+    assert [len(name) for name in names] == [1, 1]
+    assert (names[0] == names[1]) == (first == second)
+
+
+def test_the_components_of_a_heterogeneous_job_are_one_run() -> None:
+    """Each has an srun port of its own, and a start time that may be another second."""
+    one = environment(SLURM_PROCID="0", SLURM_HET_SIZE="2", **SRUN)
+    two = {"SLURM_JOB_START_TIME": "1790000001", "SLURM_STEP_LAUNCHER_PORT": "40069"}
+    other = environment(SLURM_PROCID="1", SLURM_HET_SIZE="2", **(SRUN | two))
+    assert one.secret_file == other.secret_file
+    again = SRUN | {"SLURM_RESTART_COUNT": "1"}
+    assert environment(SLURM_PROCID="0", SLURM_HET_SIZE="2", **again).secret_file != one.secret_file
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 from openwafer.config.params import Params
-from openwafer.errors import ConfigError
 from openwafer.files import write_text
+from openwafer.train.run_folder import in_run_folder
 
 __all__ = ["write_params"]
 
@@ -24,14 +24,8 @@ def write_params(params: Params, mode: str) -> Path:
         ConfigError: model_dir cannot be written.
     """
     path = params.runconfig.model_dir / mode / f"params_{mode}.yaml"
-    try:
+    with in_run_folder(path):
         write_text(path, yaml.safe_dump(_plain(params.raw), sort_keys=False))
-    except OSError as error:
-        raise ConfigError(
-            f"the run's folder cannot be written: {error.strerror}",
-            where=str(path),
-            hint="another --model_dir",
-        ) from error
     return path
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from openwafer.plan.layers import Layer
 from openwafer.runtime.memory.account import DeviceMemory, limit_gpu
+from openwafer.runtime.memory.block_pool import install_block_pool
 from openwafer.runtime.memory.host_memory import (
     KEPT_SHARE,
     give_back_freed_memory,
@@ -28,7 +29,12 @@ from openwafer.runtime.memory.host_memory import (
 )
 from openwafer.runtime.memory.layer_memory import model_memory
 from openwafer.runtime.memory.spill import DiskSpill, HostSpill, Spill
-from openwafer.runtime.memory.step_memory import ActivationChoice, StepPlan, plan_step
+from openwafer.runtime.memory.step_memory import (
+    MARGIN,
+    ActivationChoice,
+    StepPlan,
+    plan_step,
+)
 from openwafer.runtime.process_group import ComputeGroup
 from openwafer.runtime.replica import GroupReplica, Replica
 from openwafer.runtime.stores.disk_store import DiskStore, staging_bytes
@@ -52,6 +58,9 @@ _log = logging.getLogger("openwafer")
 COMPILER_BYTES = 300 << 20
 """Left for TorchInductor, which compiles in this process when a layer first runs: its modules took
 78 MiB when they were measured; the rest is an allowance for one graph at a time."""
+
+SMALL_BLOCKS_BYTES = 64 << 20
+"""Freed memory that the heap may keep beside a pool of large blocks."""
 
 DISK_RETURNS_WAITING = 6
 """Layers whose gradients may wait for a store on disk: one that stalls for seconds at a time holds
@@ -101,9 +110,12 @@ def make_weight_streaming(
         PlanError: the step does not fit the budget, or the store's folder cannot be used.
     """
     parts = _parts(workload, layers)
-    limited = _counts_process(workload, rules) and rules.device_memory_bytes is not None
-    if limited and rules.device_memory_bytes is not None:
-        give_back_freed_memory(kept_bytes=int(KEPT_SHARE * rules.device_memory_bytes))
+    promised_bytes = rules.device_memory_bytes if _counts_process(workload, rules) else None
+    pool = None
+    if promised_bytes is not None:
+        pool = install_block_pool() if _compiles(workload) else None
+        kept_bytes = int(KEPT_SHARE * promised_bytes)
+        give_back_freed_memory(kept_bytes=SMALL_BLOCKS_BYTES if pool else kept_bytes)
     elif workload.device.type == "cpu":
         keep_freed_memory()
     plan = plan_memory(workload, layers, rules, prefetch_depth=prefetch_depth)
@@ -121,6 +133,8 @@ def make_weight_streaming(
         replica = GroupReplica(group, store, workload.trained)
         # The others' weights are not held here, so that they can be let go of.
         workload = replace(workload, weights=store.weights())
+    if pool is not None and promised_bytes is not None:
+        pool.limit(int(promised_bytes * (1 - MARGIN)) - process_bytes() - COMPILER_BYTES)
     return WeightStreaming(
         workload,
         store,
@@ -133,7 +147,8 @@ def make_weight_streaming(
             memory=memory,
             recorder=recorder,
             replica=replica,
-            temporaries=reusing_freed_memory if limited else nullcontext,
+            temporaries=reusing_freed_memory if promised_bytes and not pool else nullcontext,
+            pool=pool,
         ),
     )
 
@@ -153,7 +168,7 @@ def plan_memory(
     if _counts_process(workload, rules):
         parts = _parts(workload, layers)
         fixed["process"] = process_bytes()
-        if any(c.functions.run_forward is not c.functions.forward_graph for c in model.layers):
+        if _compiles(workload):
             fixed["compiler"] = COMPILER_BYTES
         fixed["store"] = staging_bytes(
             workload.weights, parts.shards, workload.optimizer, copies=parts.copies
@@ -174,6 +189,12 @@ def plan_memory(
     if rules.device_memory_bytes is not None:
         _log.info("memory of a step: %s", plan)
     return plan
+
+
+def _compiles(workload: Workload) -> bool:
+    """Whether layers are compiled when they first run."""
+    layers = workload.train.layers if workload.train is not None else ()
+    return any(c.functions.run_forward is not c.functions.forward_graph for c in layers)
 
 
 def _counts_process(workload: Workload, rules: StreamingRules) -> bool:

@@ -80,14 +80,17 @@ class DeviceMemory:
             limit = self._budget_bytes
             # Within a promise, what ran over is what operations take inside, which no plan knows.
             way = "--device_memory, to plan for" if limit is None else "more --device_memory"
+            pieces = (
+                "; against memory that is free in too small pieces, set "
+                "PYTORCH_ALLOC_CONF=expandable_segments:True"
+            )
             raise PlanError(
                 f"the device's memory ran out; counted in use were {self._held()}, at most "
                 f"{self.peak_bytes:,} bytes so far. {_first_sentence(error)}",
                 where="--device_memory",
                 allowed="what the device has" if limit is None else f"{limit:,} bytes",
                 hint=f"{way}, smaller microbatches (--num_microbatches), or --activations "
-                "recompute; against memory that is free in too small pieces, set "
-                "PYTORCH_ALLOC_CONF=expandable_segments:True",
+                f"recompute{pieces if 'CUDA' in str(error) else ''}",
             ) from error
 
     def _held(self) -> str:

@@ -2,7 +2,8 @@
 
 Decides how it is read, and what becomes of what is freed: where a run has promised to stay within a
 limit, it goes back to the kernel at once, but for a share that layers use again and again; where it
-has not, it stays with the process. Does not decide what the limit is, or when a layer runs.
+has not, it stays with the process. Does not decide what the limit is, when a layer runs, or what
+becomes of large blocks where layers are compiled (block_pool.py).
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ __all__ = [
 ]
 
 KEPT_SHARE = 1 / 8
-"""Of a process's memory limit: freed memory that stays, half of it at the end of the heap and half
-for holes in it. In 4 GiB the end holds what a layer of GPT-2 XL makes of 1,024 tokens."""
+"""Of a process's memory limit: freed memory that stays. Without a pool of blocks half of it is at
+the end of the heap and half for holes in it: in 4 GiB the end holds what a layer of GPT-2 XL makes
+of 1,024 tokens."""
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -2, -3, -4, -8
 """Of glibc's mallopt (malloc.h)."""
