@@ -22,3 +22,17 @@ def test_a_second_training_is_refused_and_an_evaluation_is_not(tmp_path: Path) -
         assert everything_in(model_dir).keys() == before.keys()
         run_here("eval", params, model_dir).succeeded()
     run_here("train", params, model_dir).succeeded()
+
+
+def test_a_second_training_is_refused_before_it_compiles(tmp_path: Path) -> None:
+    """Which may take minutes, and would leave a plan behind."""
+    params = write_params(tmp_path / "params.yaml", {**SMALL, "runconfig.max_steps": 1})
+    model_dir = tmp_path / "model_dir"
+    flags = ("--cs_ip", "local", "--execution_mode", "layer_pipelined")
+    with training_lock(model_dir):
+        refused = run_here("train", params, model_dir, *flags)
+        assert refused.exit_code == 2
+        assert "another training writes into this folder: process" in refused.output
+        assert not list(model_dir.glob("cs_*"))
+        run_here("train", params, model_dir, *flags, "--compile_only").succeeded()
+    assert list(model_dir.glob("cs_*"))

@@ -14,7 +14,9 @@ tf = pytest.importorskip("tensorflow", reason="TensorFlow is not installed: make
 from tf_models import classifier_of_2021, images, sentences, sequence_model  # noqa: E402
 from training_harness import MODES, check_training, estimator, first_checkpoint  # noqa: E402
 
+from openwafer.errors import ConfigError  # noqa: E402
 from openwafer.tf import CerebrasEstimator, CSRunConfig  # noqa: E402
+from openwafer.train.run_lock import LOCK_NAME, training_lock  # noqa: E402
 
 
 def test_a_model_as_users_of_2021_wrote_it(tmp_path: Path) -> None:
@@ -52,6 +54,17 @@ def test_a_model_as_users_of_2021_wrote_it(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_model_of_sequences(tmp_path: Path, optimizer: dict[str, Any]) -> None:
     check_training(sequence_model(optimizer), sentences, tmp_path)
+
+
+def test_a_second_training_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    """As it would be after the compilation, but without waiting for that."""
+
+    def not_yet(*_: Any) -> Any:
+        raise AssertionError("the model is built")
+
+    with training_lock(tmp_path), pytest.raises(ConfigError, match="another training writes"):
+        estimator(not_yet, tmp_path, **MODES["layer_pipelined"]).train(images, steps=1)
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK_NAME]
 
 
 def test_a_run_goes_from_one_to_the_other_and_back(tmp_path: Path) -> None:

@@ -193,7 +193,8 @@ def join_group(
             f"process {rank} did not meet the other {size - 1} that compute with it: "
             f"{_first_line(error)}",
             where=str(path),
-            hint="start all tasks of a run together",
+            hint="start all tasks of a run together; if no run of yours is on, this file is an "
+            "earlier one's and can be deleted",
         ) from error
     # Every subgroup meets in the same file, so it stays as long as the group. A launcher deletes it
     # with its own folder.

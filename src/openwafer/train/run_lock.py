@@ -26,7 +26,7 @@ from typing import Any
 from openwafer.errors import ConfigError
 from openwafer.train.run_folder import in_run_folder
 
-__all__ = ["LOCK_NAME", "training_lock"]
+__all__ = ["LOCK_NAME", "refuse_second_training", "training_lock"]
 
 _log = logging.getLogger("openwafer")
 
@@ -38,6 +38,27 @@ _NONE_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno
 
 _files: set[int] = set()
 """Of the locks that this process holds."""
+
+
+def refuse_second_training(model_dir: Path) -> None:
+    """Before what takes minutes: whether `training_lock` would be refused now. Takes nothing and
+    makes nothing, so the lock is still to be taken. Where two look at once, one of them may be
+    refused that would not have been a moment later; the other trains.
+
+    Raises:
+        ConfigError: another training has the lock.
+    """
+    try:
+        file = os.open(model_dir / LOCK_NAME, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return  # nobody has trained here; what else is wrong the lock will say
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _HELD:
+            raise _in_use(file, model_dir) from error
+    finally:
+        os.close(file)
 
 
 @contextmanager

@@ -174,11 +174,11 @@ def test_the_computing_thread_waits_for_no_event_and_memory_is_reused(
     with installed(SimulatedGpu(), monkeypatch) as gpu:
         side = Streamed(gpu, None, depth=1)
         side.step()
-        after_first = gpu.num_blocks
-        for _ in range(3):
+        for _ in range(9):
             side.step()
-        # Two layers of weights, and per layer waiting or computing two gradients.
-        assert gpu.num_blocks == after_first <= 2 + 3 * 2
+        # Two layers of weights, and per layer waiting or computing two gradients: how many wait at a
+        # time is the threads' luck.
+        assert gpu.num_blocks <= 2 + 3 * 2
         side.close()
     assert names_of(gpu.host_waits) == {"weight-store"}
     assert gpu.pageable_copies == 0

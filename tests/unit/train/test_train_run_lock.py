@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from openwafer.errors import ConfigError
-from openwafer.train.run_lock import LOCK_NAME, training_lock
+from openwafer.train.run_lock import LOCK_NAME, refuse_second_training, training_lock
 
 LIMIT_SECONDS = 60
 FORK = multiprocessing.get_context("fork")
@@ -76,6 +76,19 @@ def test_a_child_of_a_killed_training_does_not_hold_the_lock(tmp_path: Path) -> 
             pass
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+def test_a_look_before_long_work_takes_and_makes_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    refuse_second_training(folder)
+    assert not folder.exists()
+    with training_lock(folder):
+        for _ in range(2):
+            with pytest.raises(ConfigError, match=f"process {os.getpid()} on"):
+                refuse_second_training(folder)
+    refuse_second_training(folder)
+    with training_lock(folder):
+        pass
 
 
 def test_one_process_after_the_other_and_two_at_once(tmp_path: Path) -> None:

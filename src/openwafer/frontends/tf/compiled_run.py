@@ -41,7 +41,7 @@ from openwafer.train.loop import TrainResult, TrainTools, train
 from openwafer.train.performance import Meter, PlanFigures, write_performance
 from openwafer.train.position import Progress
 from openwafer.train.progress import Reporter
-from openwafer.train.run_lock import training_lock
+from openwafer.train.run_lock import refuse_second_training, training_lock
 from openwafer.train.signals import StopRequest
 from openwafer.train.summaries import EvalRecorder, TrainRecorder
 
@@ -117,6 +117,7 @@ class CompiledRuns:
             hooks: of TensorFlow, besides those of the spec.
         """
         setup, mode = self.setup, tf.estimator.ModeKeys.TRAIN
+        refuse_second_training(setup.model_dir)
         model = setup.model(input_fn, mode)
         train_op = model.train_op
         assert train_op is not None

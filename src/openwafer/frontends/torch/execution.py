@@ -37,7 +37,7 @@ from openwafer.train.checkpoint import OptimizerCodec
 from openwafer.train.hooks import Hooks
 from openwafer.train.job import Job, JobResult, run_job
 from openwafer.train.performance import PlanFigures
-from openwafer.train.run_lock import training_lock
+from openwafer.train.run_lock import refuse_second_training, training_lock
 
 __all__ = ["execute"]
 
@@ -54,6 +54,8 @@ def execute(model: PreparedModel, coordinator: Coordinator | None) -> JobResult:
         OpenWaferError: of the model, the plan, the data or a checkpoint.
     """
     params, config = model.params, model.params.runconfig
+    if config.trains and tasks.current().num_compute == 1:  # else others wait to meet this one
+        refuse_second_training(config.model_dir)
     executor, figures, times = _executor(model)
     with ExitStack() as stack:
         stack.callback(executor.close)
