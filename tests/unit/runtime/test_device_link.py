@@ -176,8 +176,8 @@ def test_the_computing_thread_waits_for_no_event_and_memory_is_reused(
         side.step()
         for _ in range(9):
             side.step()
-        # Two layers of weights, and per layer waiting or computing two gradients: how many wait at a
-        # time is the threads' luck.
+        # Two layers of weights, and per layer waiting or computing two gradients; how many wait at
+        # a time is the threads' luck.
         assert gpu.num_blocks <= 2 + 3 * 2
         side.close()
     assert names_of(gpu.host_waits) == {"weight-store"}
