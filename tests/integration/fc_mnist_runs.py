@@ -37,6 +37,8 @@ import pytest
 import torch
 import yaml
 
+from openwafer.train.run_lock import LOCK_NAME
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fc_mnist"
 RUN_PY = EXAMPLE / "run.py"
 SMALL: dict[str, Any] = {
@@ -140,9 +142,12 @@ def steps_logged(model_dir: Path) -> int:
 
 
 def everything_in(folder: Path) -> dict[str, bytes | None]:
-    """Every path below a folder, files with their content."""
+    """Every path below a folder, files with their content, but for the lock: it says since when
+    the latest command has had it."""
     return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        str(path.relative_to(folder)): path.read_bytes()
+        if path.is_file() and path.name != LOCK_NAME
+        else None
         for path in sorted(folder.rglob("*"))
     }
 

@@ -100,46 +100,49 @@ print(json.dumps({"shape": shape, "near": near, "same": same, "failed": failed,
 """
 
 
-def run(program: str) -> dict[str, Any]:
+@pytest.fixture(scope="module")
+def found() -> list[dict[str, Any]]:
+    """What each of the programs found, one after another in one process."""
     if not sys.platform.startswith("linux"):
         pytest.skip("the pool is for Linux")
     try:
         chosen_compiler("inductor", device=torch.device("cpu"), activation_bytes=0)
     except PlanError:
         pytest.skip("no C++ compiler")
+    program = "pool.close()\n".join([INSTALLED, RANDOM_BLOCKS, SAME_AGAIN, USES])
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", INSTALLED + program],
+        [sys.executable, "-W", "ignore", "-c", program],
         check=False,
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_no_two_blocks_overlap_and_the_limit_holds() -> None:
-    found = run(RANDOM_BLOCKS)
-    assert found["wrong"] == 0
-    assert found["over"] == 0
-    assert 32 << 20 < found["kept"] <= 64 << 20
-    assert found["closed"] == 0
+def test_no_two_blocks_overlap_and_the_limit_holds(found: list[dict[str, Any]]) -> None:
+    random_blocks = found[0]
+    assert random_blocks["wrong"] == 0
+    assert random_blocks["over"] == 0
+    assert 32 << 20 < random_blocks["kept"] <= 64 << 20
+    assert random_blocks["closed"] == 0
 
 
-def test_the_same_blocks_again_are_no_new_memory() -> None:
+def test_the_same_blocks_again_are_no_new_memory(found: list[dict[str, Any]]) -> None:
     """Also one of about the size of one that was freed; what no longer fits goes back."""
-    found = run(SAME_AGAIN)
-    assert found["found"][0][0] == 2
-    assert all(mappings == 0 and faults < 100 for mappings, faults in found["found"][1:])
-    assert found["with_large"] == found["after"] + (120 << 20) == 120 << 20
+    again = found[1]
+    assert again["found"][0][0] == 2
+    assert all(mappings == 0 and faults < 100 for mappings, faults in again["found"][1:])
+    assert again["with_large"] == again["after"] + (120 << 20) == 120 << 20
 
 
-def test_torch_uses_it_as_its_own() -> None:
+def test_torch_uses_it_as_its_own(found: list[dict[str, Any]]) -> None:
     """oneDNN's buffers, growing tensors, no memory left, threads, and processes that fork."""
-    found = run(USES)
-    assert found["shape"] == [700, 800]
-    assert found["near"]
-    assert found["same"]
-    assert "not enough host memory" in found["failed"]
-    assert found["wrong"] == 0
-    assert found["children"] == [0] * 5
+    uses = found[2]
+    assert uses["shape"] == [700, 800]
+    assert uses["near"]
+    assert uses["same"]
+    assert "not enough host memory" in uses["failed"]
+    assert uses["wrong"] == 0
+    assert uses["children"] == [0] * 5
