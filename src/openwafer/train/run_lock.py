@@ -53,10 +53,8 @@ def refuse_second_training(model_dir: Path) -> None:
     except OSError:
         return  # nobody has trained here; what else is wrong the lock will say
     try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in _HELD:
-            raise _in_use(file, model_dir) from error
+        with contextlib.suppress(OSError):  # no locks here: said when the lock is taken
+            _ask_for(fcntl.LOCK_SH, file, model_dir)
     finally:
         os.close(file)
 
@@ -85,10 +83,8 @@ def training_lock(model_dir: Path) -> Generator[None]:
 def _is_taken(file: int, model_dir: Path) -> bool:
     """Whether the lock is ours; False where the file system has none, which is said."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _ask_for(fcntl.LOCK_EX, file, model_dir)
     except OSError as error:
-        if error.errno in _HELD:
-            raise _in_use(file, model_dir) from error
         if error.errno not in _NONE_HERE:
             raise
         _log.warning(
@@ -98,6 +94,21 @@ def _is_taken(file: int, model_dir: Path) -> bool:
         )
         return False
     return True
+
+
+def _ask_for(kind: int, file: int, model_dir: Path) -> None:
+    """Take the lock, without waiting.
+
+    Raises:
+        ConfigError: another training has it.
+        OSError: it cannot be had for another reason.
+    """
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _HELD:
+            raise _in_use(file, model_dir) from error
+        raise
 
 
 def _sign(file: int) -> None:
