@@ -34,9 +34,9 @@ __all__ = ["run"]
 
 DEPTHS = (12, 24, 48)
 SEQUENCE = 256
-BUDGET_BYTES = 4 << 30
+BUDGET_BYTES = 2 << 30
 """More than is needed. With a budget, most of what is freed goes back at once, so that the peak is
-what is in use."""
+what is in use, but for an eighth of the budget at most."""
 
 
 def run(case: str, *, repeat: int = 5) -> Iterator[CaseResult]:

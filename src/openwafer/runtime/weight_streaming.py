@@ -41,7 +41,8 @@ class StreamingOptions:
     """How a step goes about its memory; the numbers are the same for all values.
 
     prefetch_depth: layers fetched ahead; 0 fetches when a layer is needed.
-    returns_waiting: layers whose gradients may wait for the store while the next one computes.
+    returns_waiting: layers whose gradients may wait for the store while the next one computes; one
+        while the last one does.
     policies: how each layer's activations are kept; empty keeps all as they are.
     spill: where spilled ones go; closed with the executor.
     memory: the account of device memory; raises where a step would need more than its budget.
@@ -118,7 +119,7 @@ class WeightStreaming(Executor):
         policies = self._options.policies or ("keep",) * len(model.layers)
         activations = Activations(policies, self._live, self._options.spill)
         try:
-            with self._memory.explaining_exhaustion():
+            with self._memory.explaining_exhaustion(self._workload.device):
                 runs = [self._fed(model, batch) for batch in microbatches]
                 return self._train(model, rule, runs, activations, step)
         finally:
@@ -163,7 +164,7 @@ class WeightStreaming(Executor):
     def eval_step(self, batch: Batch, *, step: int) -> StepResult:
         model = self._last_model = self._workload.evaluation_model()
         try:
-            with self._memory.explaining_exhaustion():
+            with self._memory.explaining_exhaustion(self._workload.device):
                 run = self._fed(model, batch)
                 self._forward(model, [run], step, None)
         finally:
@@ -216,7 +217,11 @@ class WeightStreaming(Executor):
             for index, compiled, weights in layers:
                 if index:
                     activations.ask(index - 1, len(runs))
-                self._traffic.wait_for_returns(at_most=self._options.returns_waiting)
+                # Beside the last one waiting hides no time, and it is often an embedding, whose
+                # gradient is the largest: the step would take the most memory there.
+                self._traffic.wait_for_returns(
+                    at_most=self._options.returns_waiting if index else 1
+                )
                 streamed = (index, compiled, weights)
                 with self._options.temporaries():
                     layer_sums = self._layer_gradients(streamed, runs, activations, step)

@@ -11,7 +11,7 @@ from torch import nn
 
 from openwafer.errors import PlanError
 from openwafer.frontends.torch import weights_in_files
-from openwafer.frontends.torch.weights_in_files import WeightsInFiles
+from openwafer.frontends.torch.weights_in_files import WeightsInFiles, drop_pages
 from openwafer.runtime.memory.host_memory import process_bytes
 from openwafer.zoo import build
 
@@ -78,3 +78,22 @@ def test_a_full_disk_is_the_users_error(tmp_path: Path, monkeypatch: pytest.Monk
     with WeightsInFiles(tmp_path), pytest.raises(PlanError, match="No space left"):
         nn.Linear(1024, 1024)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pages_that_are_dropped_are_no_memory_of_the_process_and_are_read_again(
+    tmp_path: Path,
+) -> None:
+    with WeightsInFiles(tmp_path):
+        weight = torch.arange(8 << 20)
+    in_memory = torch.arange(8 << 20)
+    before = pages_of_files_bytes()
+    drop_pages([weight, in_memory])
+    assert before - pages_of_files_bytes() >= weight.nbytes
+    assert torch.equal(weight, in_memory)
+
+
+def pages_of_files_bytes() -> int:
+    """In this process's memory, as the kernel counts them."""
+    status = Path("/proc/self/status").read_text().splitlines()
+    fields = [int(line.split()[1]) for line in status if line.startswith(("RssFile", "RssShmem"))]
+    return 1024 * sum(fields)

@@ -18,20 +18,30 @@ def tied() -> Setup:
     return Setup(*model_of("gpt, tied head"))
 
 
-def test_a_backward_pass_ends_while_its_first_update_is_held_up(
+def test_all_layers_but_the_last_run_backward_while_the_first_update_is_held_up(
     tied: Setup, tmp_path: Path
 ) -> None:
     executor = tied.streaming(optimizer_config(), tmp_path, waiting=len(tied.layers))
-    store, update, ended = executor._store, executor._store.update, threading.Event()
+    store, update, at_last = executor._store, executor._store.update, threading.Event()
+    wait_for_returns = executor._traffic.wait_for_returns
+    waits: list[int] = []
     in_time: list[bool] = []
 
     def held_up(*arguments):
-        in_time.append(ended.wait(60))
+        in_time.append(at_last.wait(60))
         update(*arguments)
 
+    def noted_wait(*, at_most: int) -> None:
+        waits.append(at_most)
+        if len(waits) == len(tied.layers):
+            at_last.set()
+        wait_for_returns(at_most=at_most)
+
     store.update = held_up
+    executor._traffic.wait_for_returns = noted_wait
     executor.train_step([tied.batch], step=0)
-    ended.set()
+    executor._traffic.wait_for_returns = wait_for_returns
+    assert waits == [len(tied.layers)] * (len(tied.layers) - 1) + [1]
     found = executor.state()
     executor.close()
     assert in_time == [True] * len(in_time) != []

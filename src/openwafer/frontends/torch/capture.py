@@ -227,6 +227,7 @@ def _to_program(
             MetricOutput(metric=metric.name, nodes=tuple(outputs[position : position + count]))
         )
         position += count
+    _forget_notes(graph)
     inputs = _inputs(exported, batch)
     parameters, foreign = _parameters(exported, nodes, model_key)
     return Program(
@@ -240,6 +241,13 @@ def _to_program(
         num_samples=next((i.spec.shape[0] for i in inputs if i.spec.shape), 1),
         model_name=name,
     )
+
+
+def _forget_notes(graph: fx.Graph) -> None:
+    """What torch noted of each operation for itself (stack traces, copies of copies) takes more
+    memory than the graph."""
+    for node in graph.nodes:
+        node.meta = {key: node.meta[key] for key in ("val", "site") if key in node.meta}
 
 
 def _user_name(target: str, model_key: str) -> str:

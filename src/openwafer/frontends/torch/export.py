@@ -90,7 +90,7 @@ def export_step(
     try:
         with (
             _quiet(),
-            _garbage_kept(),
+            _only_new_garbage(),
             preserve_node_meta(),
             _autocast(step, autocast_dtype),
             refusing,
@@ -122,16 +122,17 @@ def export_step(
 
 
 @contextmanager
-def _garbage_kept() -> Generator[None]:
-    """No garbage collection: a trace leaves little, and looking for it among all of torch's
-    objects takes a tenth of the time."""
-    collecting = gc.isenabled()
-    gc.disable()
+def _only_new_garbage() -> Generator[None]:
+    """Garbage is looked for among what the trace makes alone: among all of torch's objects it takes
+    a tenth of the time, and none at all leaves a third more memory behind, full of holes."""
+    if gc.get_freeze_count():  # the user's own doing, which could not be taken up again
+        yield
+        return
+    gc.freeze()
     try:
         yield
     finally:
-        if collecting:
-            gc.enable()
+        gc.unfreeze()
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from openwafer.frontends.torch.streaming_setup import (
     make_weight_streaming,
     plan_memory,
 )
+from openwafer.frontends.torch.weights_in_files import drop_pages
 from openwafer.graph.program import Program
 from openwafer.pipeline import CompiledProgram
 from openwafer.plan.layers import cut_layers
@@ -183,7 +184,7 @@ def _streaming(
 ) -> WeightStreaming:
     if group is not None:
         refuse_changing_buffers(workload)
-    return make_weight_streaming(
+    executor = make_weight_streaming(
         workload,
         compiled.layers,
         rules.streaming,
@@ -191,6 +192,8 @@ def _streaming(
         recorder=rules.recorder,
         group=group,
     )
+    drop_pages(workload.weights.values())  # the store has read them
+    return executor
 
 
 def _layout(workload: Workload, compiled: CompiledProgram, rules: RunRules) -> PipelineLayout:

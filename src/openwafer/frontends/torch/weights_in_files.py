@@ -3,7 +3,7 @@
 Decides that, while the user's code builds its model, every large tensor that it makes lies in a
 file instead of in memory: same code, same random draws in the same order, same numbers, and no more
 memory than for one tensor. Does not decide where the weights go from there (the weight store copies
-them, one after another).
+them, one after another), or when nobody needs them in memory any more.
 
 The files have no names once they are open, so they go with the tensors or the process. Their pages
 are the kernel's to keep or to write out; a limit on the process's own memory does not count them.
@@ -11,9 +11,11 @@ are the kernel's to keep or to write out; a limit on the process's own memory do
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,12 @@ from torch.overrides import TorchFunctionMode
 
 from openwafer.errors import PlanError
 
-__all__ = ["WeightsInFiles"]
+__all__ = ["WeightsInFiles", "drop_pages"]
 
 SMALLEST_BYTES = 1 << 20
 """Smaller tensors stay in memory: a file each would cost more than it saves."""
+
+_PREFIX = "openwafer-weights-"
 
 
 class WeightsInFiles(TorchFunctionMode):
@@ -83,7 +87,7 @@ class WeightsInFiles(TorchFunctionMode):
     def _file_like(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor of the same shape, dtype and order of dimensions in a file of its own."""
         try:
-            file, name = tempfile.mkstemp(prefix="openwafer-weights-", dir=self._folder)
+            file, name = tempfile.mkstemp(prefix=_PREFIX, dir=self._folder)
             try:
                 num_bytes = _num_bytes(tensor)
                 os.posix_fallocate(file, 0, num_bytes)
@@ -102,6 +106,18 @@ class WeightsInFiles(TorchFunctionMode):
         strides = torch.empty_like(tensor, device="meta").stride()
         empty = torch.empty(0, dtype=tensor.dtype)
         return empty.set_(storage, 0, tensor.shape, strides)
+
+
+def drop_pages(tensors: Iterable[torch.Tensor]) -> None:
+    """Take what was read of such files out of this process's memory; the tensors stay as they are,
+    and whoever looks at one reads it again. `top` counts these pages as the process's own."""
+    library = ctypes.CDLL(None)
+    for tensor in tensors:
+        storage = tensor.untyped_storage()
+        # Only of our own files: what is not shared with a file would be lost.
+        if storage.filename and Path(storage.filename).name.startswith(_PREFIX):
+            place, size = ctypes.c_void_p(storage.data_ptr()), ctypes.c_size_t(storage.nbytes())
+            library.madvise(place, size, mmap.MADV_DONTNEED)
 
 
 def _outline(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.Tensor | None:

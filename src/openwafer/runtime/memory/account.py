@@ -68,8 +68,8 @@ class DeviceMemory:
             self._in_use[purpose] = 0
 
     @contextmanager
-    def explaining_exhaustion(self) -> Generator[None]:
-        """Say what a device's own out-of-memory error means here.
+    def explaining_exhaustion(self, device: torch.device) -> Generator[None]:
+        """Say what the device's own out-of-memory error means here.
 
         Raises:
             PlanError: instead of torch's OutOfMemoryError.
@@ -80,17 +80,19 @@ class DeviceMemory:
             limit = self._budget_bytes
             # Within a promise, what ran over is what operations take inside, which no plan knows.
             way = "--device_memory, to plan for" if limit is None else "more --device_memory"
-            pieces = (
-                "; against memory that is free in too small pieces, set "
-                "PYTORCH_ALLOC_CONF=expandable_segments:True"
-            )
+            pieces = ""
+            if device.type == "cuda":
+                pieces = (
+                    "; against memory that is free in too small pieces, set "
+                    "PYTORCH_ALLOC_CONF=expandable_segments:True"
+                )
             raise PlanError(
                 f"the device's memory ran out; counted in use were {self._held()}, at most "
                 f"{self.peak_bytes:,} bytes so far. {_first_sentence(error)}",
                 where="--device_memory",
                 allowed="what the device has" if limit is None else f"{limit:,} bytes",
                 hint=f"{way}, smaller microbatches (--num_microbatches), or --activations "
-                f"recompute{pieces if 'CUDA' in str(error) else ''}",
+                f"recompute{pieces}",
             ) from error
 
     def _held(self) -> str:

@@ -129,7 +129,7 @@ def _backward_moments(
             {
                 "weights": _weights(model, range(index - depth, index + 1)),
                 "activations": held + count * _bytes(model, flowing | flows),
-                "gradients": sum(gradients.values()) + sum(returning[-waiting:]),
+                "gradients": sum(gradients.values()) + sum(returning[-waiting if index else -1 :]),
                 "temporaries": max(
                     layer.forward_peak if again else 0, run_again + layer.backward_peak
                 ),

@@ -34,7 +34,8 @@ class StepParts:
     recompute: of `compute`, the part that runs a layer forward again, by layer and pass.
     threads: the kinds of work that each of the store's threads does; work queues for its threads.
     updates_late: updates run before the layer's next fetch, and not as its gradient arrives.
-    returns_waiting: layers whose gradients may wait for the store while the next one computes.
+    returns_waiting: layers whose gradients may wait for the store while the next one computes; one
+        while the last one does.
     alone_seconds: of the thread that computes, while it neither computes nor waits for the store.
     """
 
@@ -86,7 +87,8 @@ class _Play:
             self._now = max(self._now, arrived[position])
             if item[1] == "backward":
                 # Gradients of some layers may wait while the next one computes, not of more.
-                waited_for = taken_over[: -self._parts.returns_waiting]
+                last = position == len(order) - 1
+                waited_for = taken_over[: -1 if last else -self._parts.returns_waiting]
                 self._now = max([self._now, *waited_for])
             self._now += self._parts.compute[item]
             if item[1] == "backward":
