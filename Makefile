@@ -6,8 +6,10 @@ BIN    := $(VENV)/bin
 TORCH  ?= torch==2.13.0
 USE    := $(VENV)/.installed-demo
 STAMP  := $(VENV)/.installed-dev
-# One thread each: the test processes share the cores among themselves.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+# One thread each: the test processes share the cores among themselves. One more of them than cores:
+# tests wait for the processes that they start.
+WORKERS ?= $(shell $(PYTHON) -c "import os; print((os.cpu_count() or 1) + 1)")
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help

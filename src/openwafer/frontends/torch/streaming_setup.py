@@ -178,7 +178,7 @@ def plan_memory(
         choice=rules.activations,
         prefetch_depth=prefetch_depth,
         num_microbatches=rules.num_microbatches,
-        returns_waiting=1 if rules.folder is None else DISK_RETURNS_WAITING,
+        returns_waiting=_returns_waiting(workload, rules),
         budget_bytes=rules.device_memory_bytes,
         fixed=fixed,
         kept_share=KEPT_SHARE if _counts_process(workload, rules) else 0.0,
@@ -189,6 +189,15 @@ def plan_memory(
     if rules.device_memory_bytes is not None:
         _log.info("memory of a step: %s", plan)
     return plan
+
+
+def _returns_waiting(workload: Workload, rules: StreamingRules) -> int:
+    """How many layers' gradients may wait for the store, where there is memory for them. Not for
+    layers whose temporaries are in the heap: gradients that stay between them keep holes there,
+    which come to a layer's gradients each."""
+    promised = _counts_process(workload, rules) and rules.device_memory_bytes is not None
+    in_heap = promised and not _compiles(workload)
+    return 1 if rules.folder is None or in_heap else DISK_RETURNS_WAITING
 
 
 def _compiles(workload: Workload) -> bool:
