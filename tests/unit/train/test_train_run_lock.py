@@ -27,13 +27,13 @@ def hold(folder: Path, told: Connection, with_child: bool) -> None:
     """Take the lock, fork a process that outlives this one if so asked, and wait to be killed."""
     with training_lock(folder):
         child = os.fork() if with_child else -1
-        if child != 0:
-            told.send(child)
+        if child <= 0:  # the process that is forked, once it runs code of its own
+            told.send(os.getpid())
         signal.pause()
 
 
 def holder(folder: Path, *, with_child: bool = False) -> tuple[Any, int]:
-    """A process that has the lock, and its child's id."""
+    """A process that has the lock, and its child's id, if it has one."""
     ours, theirs = FORK.Pipe(duplex=False)
     process = FORK.Process(target=hold, args=(folder, theirs, with_child))
     process.start()
@@ -46,7 +46,7 @@ def holder(folder: Path, *, with_child: bool = False) -> tuple[Any, int]:
 
 def kill(process: Any) -> None:
     process.kill()
-    process.join(LIMIT_SECONDS)
+    process.join()  # with a limit it would wait for a pipe that the process's child has too
     assert process.exitcode == -signal.SIGKILL
     process.close()
 
