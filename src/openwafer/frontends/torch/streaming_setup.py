@@ -110,7 +110,7 @@ def make_weight_streaming(
         PlanError: the step does not fit the budget, or the store's folder cannot be used.
     """
     parts = _parts(workload, layers)
-    promised_bytes = rules.device_memory_bytes if _counts_process(workload, rules) else None
+    promised_bytes = _promised_bytes(workload, rules)
     pool = None
     if promised_bytes is not None:
         pool = install_block_pool() if _compiles(workload) else None
@@ -195,8 +195,7 @@ def _returns_waiting(workload: Workload, rules: StreamingRules) -> int:
     """How many layers' gradients may wait for the store, where there is memory for them. Not for
     layers whose temporaries are in the heap: gradients that stay between them keep holes there,
     which come to a layer's gradients each."""
-    promised = _counts_process(workload, rules) and rules.device_memory_bytes is not None
-    in_heap = promised and not _compiles(workload)
+    in_heap = _promised_bytes(workload, rules) is not None and not _compiles(workload)
     return 1 if rules.folder is None or in_heap else DISK_RETURNS_WAITING
 
 
@@ -208,6 +207,11 @@ def _compiles(workload: Workload) -> bool:
 
 def _counts_process(workload: Workload, rules: StreamingRules) -> bool:
     return workload.device.type == "cpu" and rules.folder is not None
+
+
+def _promised_bytes(workload: Workload, rules: StreamingRules) -> int | None:
+    """The most that the process may take; None where nothing is promised of it."""
+    return rules.device_memory_bytes if _counts_process(workload, rules) else None
 
 
 def _parts(workload: Workload, layers: Sequence[Layer]) -> _Parts:
@@ -222,7 +226,7 @@ def _store(workload: Workload, parts: _Parts, rules: StreamingRules) -> WeightSt
     pin = workload.device.type == "cuda"
     if rules.folder is None:
         return RamStore(*given, copies=parts.copies, pin=pin)
-    promised = _counts_process(workload, rules) and rules.device_memory_bytes is not None
+    promised = _promised_bytes(workload, rules) is not None
     return DiskStore(*given, rules.folder, copies=parts.copies, pin=pin, memory_promised=promised)
 
 
